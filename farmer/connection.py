@@ -1,0 +1,102 @@
+"""One farm over Pyro4: the only file of the host's side that knows Pyro4.
+
+A farm is four verbs: describe, acquire, exchange, release. Another engine can stand behind them without a change elsewhere.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import Pyro4
+import Pyro4.errors
+
+from farmer.farmlist import FarmAddress
+from wire import protocol
+from wire.errors import FarmError, FarmLost, FarmTimeout, FarmUnreachable, ProtocolMismatch, from_wire
+
+CONNECT_LIMIT = 5.0  #: s for connecting and for the first answer
+ANSWER_LIMIT = 15.0  #: s without an answer, after which a farm counts as lost; more than the longest exchange
+
+
+def _configure() -> None:
+    Pyro4.config.SERIALIZER = "msgpack"
+    Pyro4.config.SERIALIZERS_ACCEPTED = {"msgpack"}
+    Pyro4.config.MAX_MESSAGE_SIZE = protocol.MAX_BODY
+    Pyro4.config.SOCK_NODELAY = True
+
+
+class Connection:
+    """One TCP connection to one farm. For one thread at a time."""
+
+    def __init__(self, address: FarmAddress):
+        """Connects and checks that a farm of our protocol answers.
+
+        Raises:
+            FarmUnreachable: nothing answers there, or something that is no farm.
+            ProtocolMismatch: a farm of another version.
+        """
+        _configure()
+        self.address = address
+        self._proxy = Pyro4.Proxy("PYRO:farm@%s" % address)
+        self._proxy._pyroTimeout = CONNECT_LIMIT
+        started = time.monotonic()
+        try:
+            self.about = self.describe()
+        except FarmError as error:
+            self.close()
+            raise _unreachable(address, error.__cause__ or error, time.monotonic() - started) from None
+        if self.about.get("protocol") != protocol.VERSION:
+            self.close()
+            raise ProtocolMismatch(
+                "the farm at %s speaks protocol %s, this host %d\n  now: bring both to the same version of this project"
+                % (address, self.about.get("protocol"), protocol.VERSION)
+            )
+        self._proxy._pyroTimeout = ANSWER_LIMIT
+
+    def describe(self) -> dict[str, Any]:
+        """Protocol, identity, slots, free slots, environments with their spaces."""
+        return self._call("describe")
+
+    def acquire(self, env: str, count: int) -> dict[str, Any]:
+        """Leases slots: {"lease", "slots", "ready"}."""
+        return self._call("acquire", env, count, protocol.VERSION)
+
+    def exchange(self, lease: str, commands: list[Any], wait: float, together: int = 1) -> list[Any]:
+        """Hands over commands [slot, seq, kind, body]; returns replies [slot, seq, kind, flags, body].
+
+        Waits up to `wait` seconds for a first reply, and a moment longer for `together` of them.
+        """
+        return self._call("exchange", lease, commands, wait, together)
+
+    def release(self, lease: str) -> None:
+        """Ends a lease."""
+        self._call("release", lease)
+
+    def close(self) -> None:
+        """Closes the socket; a lease of it lives on at the farm until it is released or expires."""
+        self._proxy._pyroRelease()
+
+    def _call(self, verb: str, *args: Any) -> Any:
+        try:
+            answer = self._proxy._pyroInvoke(verb, args, {})
+        except Pyro4.errors.TimeoutError as error:
+            raise FarmTimeout("the farm at %s gave no answer to %s" % (self.address, verb)) from error
+        except (Pyro4.errors.PyroError, OSError, ValueError) as error:
+            raise FarmLost("the farm at %s: %s: %s" % (self.address, type(error).__name__, error)) from error
+        if isinstance(answer, dict) and "error" in answer:
+            name, text = answer["error"]
+            raise from_wire(name, "the farm at %s: %s" % (self.address, text))
+        return answer
+
+
+def _unreachable(address: FarmAddress, cause: BaseException, waited: float) -> FarmUnreachable:
+    if isinstance(cause, (Pyro4.errors.ProtocolError, Pyro4.errors.DaemonError)) or "magic" in str(cause):
+        likely = "something listens there that is no farm (or a farm of another Pyro version): %s" % cause
+    elif isinstance(cause, Pyro4.errors.TimeoutError):
+        likely = "the machine is off, a firewall swallows the port, or the farm hangs"
+    elif "getaddrinfo" in str(cause) or "Name or service" in str(cause):
+        likely = "no machine of that name is known here"
+    else:
+        likely = "farm.py is not running there, or on another port (%s)" % cause
+    return FarmUnreachable("no farm answered at %s within %.1f s\n  likely: %s" % (address, waited, likely))

@@ -1,0 +1,71 @@
+"""One remote environment as a `gymnasium.Env`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import gymnasium
+
+from farmer.pool import Farmer, Row
+from wire.errors import BadSlot, EnvironmentFault
+
+
+class RemoteEnv(gymnasium.Env[Any, Any]):
+    """An environment that runs on a farm: the least loaded one of the list.
+
+    Observations, rewards and infos arrive just as the environment gave them.
+    """
+
+    def __init__(self, env: str, farmlist: str | os.PathLike[str] | Iterable[Any] = "farmlist.py", timeout: float = 600.0):
+        """Leases one slot; raises as `Farmer` does.
+
+        Args:
+            env: a name from the farms' catalogs.
+            farmlist: path of a farmlist.py, or pairs of (address, slots).
+            timeout: seconds that one reset or step may take.
+        """
+        self._farmer = Farmer(env, farmlist, slots=1)
+        self._timeout = timeout
+        self.observation_space = self._farmer.observation_space  # type: ignore[assignment]
+        self.action_space = self._farmer.action_space  # type: ignore[assignment]
+        self.metadata = self._farmer.metadata
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begins an episode.
+
+        Raises:
+            EnvironmentFault: it raised, or its worker died; reset again to go on.
+            FarmTimeout: it did not answer within the limit.
+        """
+        self._farmer.abandon()
+        while not self._farmer.vacant():
+            self._farmer.collect(1, self._timeout)
+        self._farmer.reset([0], [seed], options)
+        row = self._one()
+        return row.obs, row.info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """One step.
+
+        Raises:
+            BadAction: a wrong shape or NaN; nothing was sent.
+            EnvironmentFault: it raised, or its worker died; the step is no transition, reset to go on.
+            FarmTimeout: it did not answer within the limit; its late answer is nobody's.
+        """
+        self._farmer.send([action], [0])
+        row = self._one()
+        return row.obs, row.reward, row.terminated, row.truncated, row.info
+
+    def _one(self) -> Row:
+        rows = self._farmer.collect(1, self._timeout)
+        if not rows:
+            raise BadSlot("the slot came back without an answer; reset to go on")
+        if rows[0].lost:
+            raise EnvironmentFault(rows[0].info["lost"])
+        return rows[0]
+
+    def close(self) -> None:
+        """Frees the slot."""
+        self._farmer.close()

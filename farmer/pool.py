@@ -1,0 +1,634 @@
+"""The farmer: leases on all farms of the farmlist, as one pool of environments with `send` and `recv`.
+
+    farmer = Farmer("Pendulum-v1", [("127.0.0.1", 4)])
+    farmer.reset(farmer.vacant())
+    batch = farmer.recv()                       # whoever is ready
+    farmer.send(actions, batch.slot)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from farmer import balance
+from farmer.connection import Connection
+from farmer.courier import Courier, Reply
+from farmer.farmlist import FarmAddress, load_farmlist
+from farmer.spaces import build_space
+from wire import codec, protocol
+from wire.errors import (
+    BadAction,
+    BadSlot,
+    FarmError,
+    FarmRefused,
+    FarmTimeout,
+    FarmUnreachable,
+    LeaseLost,
+    NoFreeSlot,
+    NothingSent,
+)
+
+RETRY = 5.0  #: s between tries to reach a farm that is away
+RESET_RETRY = 1.0  #: s before a slot whose reset failed is vacant again, so that a broken one does not keep the host busy
+
+log = logging.getLogger("farmer")
+
+
+@dataclass
+class Batch:
+    """Results of the slots that were ready; every array has them as first axis, n.
+
+    Attributes:
+        slot: int32 (n,).
+        obs: (n, *obs_shape) in the environment's dtype, or a list where observations are no arrays of one shape.
+        reward: float32 (n,).
+        terminated: bool (n,), the task ended: do not bootstrap.
+        truncated: bool (n,), cut off (time limit, lost slot): bootstrap.
+        lost: bool (n,), no transition happened; `obs` is the last good one (zeros when there was none).
+        first: bool (n,), the first observation of an episode, no transition.
+        info: n dicts; of a lost row {"lost": why}.
+    """
+
+    slot: np.ndarray
+    obs: Any
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    lost: np.ndarray
+    first: np.ndarray
+    info: list[dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.slot)
+
+
+@dataclass
+class Row:
+    """One result, just as it came."""
+
+    slot: int
+    obs: Any
+    reward: float = 0.0
+    terminated: bool = False
+    truncated: bool = False
+    lost: bool = False
+    first: bool = False
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _Place:
+    """One environment, seen from the host."""
+
+    slot: int  # its number in this pool
+    farm: _Farm
+    far: int = -1  # its number on the farm
+    seq: int = 0
+    sent: int | None = None  # the kind of the command under way
+    abandoned: bool = False  # what is under way interests nobody any more
+    episode: bool = False
+    last_obs: Any = None
+    not_before: float = 0.0
+
+
+@dataclass
+class _Farm:
+    """One farm of the list, present or not."""
+
+    address: FarmAddress
+    wanted: int = 0
+    courier: Courier | None = None
+    offered: int = 0
+    trouble: str | None = None
+    next_try: float = 0.0
+    leaving: bool = False
+    by_far: dict[int, _Place] = field(default_factory=dict)
+    ledger: Counter[str] = field(default_factory=Counter)
+
+
+class Farmer:
+    """All environments of one name, over all farms of a list.
+
+    Verbs of the pool are for one thread; replies are collected by threads of the couriers meanwhile.
+    """
+
+    def __init__(
+        self,
+        env: str,
+        farmlist: str | os.PathLike[str] | Iterable[Any] = "farmlist.py",
+        slots: int | None = None,
+        seed: int | None = None,
+    ):
+        """Leases the slots.
+
+        Args:
+            env: a name from the farms' catalogs.
+            farmlist: path of a farmlist.py, or pairs of (address, slots).
+            slots: how many environments in all, dealt in proportion to the farms' slots; None takes all of the list.
+            seed: of the episodes' seeds; None leaves them to the environments.
+
+        Raises:
+            FarmlistError: the list is missing or wrong.
+            FarmUnreachable: no farm of the list answered.
+            FarmRefused: a farm does not offer `env`, or has fewer slots than the list wants.
+        """
+        self.env = env
+        self._source = farmlist if isinstance(farmlist, (str, os.PathLike)) else list(farmlist)
+        self._slots = slots
+        self._seeds = None if seed is None else np.random.default_rng(seed)
+        self._lock = threading.RLock()
+        self._arrived = threading.Condition(self._lock)
+        self._rows: deque[Row] = deque()
+        self._places: list[_Place] = []
+        self._farms: list[_Farm] = []
+        self._closed = False
+        self._ready: dict[str, Any] | None = None
+        self._keeper = threading.Thread(target=self._keep, name="farm keeper", daemon=True)
+        addresses = load_farmlist(self._source)
+        try:
+            self._open(addresses)
+        except BaseException:
+            self.close()
+            raise
+        assert self._ready is not None
+        self.observation_space: gymnasium.Space[Any] | None = build_space(self._ready["observation_space"])
+        self.action_space: gymnasium.Space[Any] | None = build_space(self._ready["action_space"])
+        self.metadata: dict[str, Any] = self._ready.get("metadata") or {}
+        self._keeper.start()
+
+    # The pool's verbs.
+
+    @property
+    def nb_slots(self) -> int:
+        """Environments that are there now."""
+        with self._lock:
+            return sum(place.farm.courier is not None for place in self._places)
+
+    @property
+    def busy(self) -> int:
+        """Environments with a command under way."""
+        with self._lock:
+            return sum(place.sent is not None for place in self._places)
+
+    def name_of(self, slot: int) -> str:
+        """The farm a slot is on, as host:port."""
+        return str(self._place(slot).farm.address)
+
+    def vacant(self) -> list[int]:
+        """Slots without an episode and with nothing under way: new, finished, or replaced after a loss."""
+        with self._lock:
+            return self._vacant()
+
+    def reset(self, slots: Sequence[int], seeds: Sequence[int | None] | None = None, options: Any = None) -> None:
+        """Begins an episode in each slot; its first observation comes by `recv` with `first`.
+
+        Raises:
+            BadSlot: a slot is not vacant.
+        """
+        slots = [int(slot) for slot in slots]
+        if seeds is None:
+            seeds = [None if self._seeds is None else int(self._seeds.integers(2**31)) for _ in slots]
+        with self._lock:
+            for slot in slots:
+                place = self._place(slot)
+                if place.sent is not None or place.episode:
+                    raise BadSlot("slot %d is not vacant: its episode runs, or a command is under way" % slot)
+            bodies = [codec.encode({"seed": seed, "options": options}) for seed in seeds]
+            self._dispatch(slots, protocol.RESET, bodies)
+
+    def send(self, actions: Any, slots: Sequence[int], repeat: int = 1) -> None:
+        """Gives each slot its next action; all are checked before any is sent.
+
+        Args:
+            actions: one for each slot, (n, *action_shape) for a Box.
+            slots: where to.
+            repeat: how often the worker applies it (rewards are summed, an episode's end stops it).
+
+        Raises:
+            BadAction: a wrong number, shape or dtype, or NaN; nothing was sent.
+            BadSlot: a slot is busy or has no episode; nothing was sent.
+        """
+        slots = [int(slot) for slot in slots]
+        if len(actions) != len(slots):
+            raise BadAction("%d actions for %d slots" % (len(actions), len(slots)))
+        bodies = [codec.encode({"action": self._checked(a, s), "repeat": repeat}) for a, s in zip(actions, slots, strict=True)]
+        with self._lock:
+            for slot in slots:
+                place = self._place(slot)
+                if place.sent is not None or not place.episode:
+                    what = "is busy" if place.sent is not None else "has no episode: reset it first"
+                    raise BadSlot("slot %d %s" % (slot, what))
+            self._dispatch(slots, protocol.STEP, bodies)
+
+    def recv(self, min_ready: int = 1, timeout: float | None = 60.0) -> Batch:
+        """Collect the results that are in, at least `min_ready` of them.
+
+        A slot that was lost does not hold the batch up: its row says so in `lost`. When nothing is under way because
+        farms are away, it waits for one to come back and returns an empty batch then: `vacant` has the slots.
+
+        Args:
+            min_ready: rows to wait for; 1 never waits for a straggler.
+            timeout: seconds to wait for them; None waits for ever.
+
+        Raises:
+            NothingSent: no command is under way, and there are slots to give some to.
+            FarmTimeout: nothing came in time; late results stay addressed to their own step.
+        """
+        return self._batch(self.collect(min_ready, timeout))
+
+    def collect(self, min_ready: int = 1, timeout: float | None = 60.0) -> list[Row]:
+        """As `recv`, but rows with everything just as the environment gave it."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._drive(min_ready, deadline)
+        with self._lock:
+            idle = not self._rows and not any(p.sent is not None for p in self._places)
+            if idle and (self._closed or self._vacant()):
+                raise NothingSent("recv with no command under way: reset or send first")
+            while not self._enough(min_ready, idle):
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    if self._rows:
+                        break
+                    raise FarmTimeout(
+                        "no result within %g s; under way: %d\n%s" % (timeout, self.busy, self._troubles())
+                    )
+                # Slots that wait after a failed reset become vacant by time alone, without a notification.
+                self._arrived.wait(left if not idle else min(left or 0.5, 0.5))
+            rows = list(self._rows)
+            self._rows.clear()
+        return rows
+
+    def abandon(self) -> None:
+        """Forgets all running episodes; a slot is vacant again once what is under way in it is back."""
+        with self._lock:
+            self._rows.clear()
+            for place in self._places:
+                place.episode = False
+                place.abandoned = place.sent is not None
+
+    def status(self) -> dict[str, Any]:
+        """Farms with their slots, troubles and ledgers: every step that was sent is in exactly one bucket."""
+        with self._lock:
+            return {
+                "env": self.env,
+                "slots": self.nb_slots,
+                "busy": self.busy,
+                "farms": [
+                    {
+                        "farm": str(farm.address),
+                        "connected": farm.courier is not None,
+                        "slots": len(farm.by_far),
+                        "wanted": farm.wanted,
+                        "busy": sum(place.sent is not None for place in farm.by_far.values()),
+                        "trouble": farm.trouble,
+                        "ledger": self._ledger(farm),
+                    }
+                    for farm in self._farms
+                ],
+            }
+
+    def refarm(self) -> dict[str, Any]:
+        """Reads the farmlist again: new farms join, removed ones leave, changed ones are leased anew.
+
+        Raises:
+            FarmlistError: it is broken; everything stays as it was.
+        """
+        addresses = load_farmlist(self._source)
+        with self._lock:
+            leaving = [farm for farm in self._farms if farm.address not in addresses]
+            known = [farm.address for farm in self._farms]
+            for farm in leaving:
+                farm.leaving = True
+                self._farms.remove(farm)
+                self._leave(farm, FarmError("removed from the farmlist"))
+            for address in addresses:
+                if address not in known:
+                    self._farms.append(_Farm(address, address.slots))
+        couriers = [farm.courier for farm in leaving]
+        for farm, courier in zip(leaving, couriers, strict=True):
+            farm.courier = None
+            if courier is not None:
+                courier.close()
+        self._retry()
+        return self.status()
+
+    def close(self) -> None:
+        """Frees every slot and ends every thread, within a few seconds."""
+        with self._lock:
+            self._closed = True
+            couriers = [farm.courier for farm in self._farms if farm.courier is not None]
+            for farm in self._farms:
+                farm.courier = None
+            self._arrived.notify_all()
+        for courier in couriers:
+            courier.close()
+        if self._keeper.ident is not None:
+            self._keeper.join(10.0)
+
+    def __enter__(self) -> Farmer:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return "<Farmer %s: %d slots on %d farms>" % (self.env, self.nb_slots, len(self._farms))
+
+    # Leases.
+
+    def _open(self, addresses: list[FarmAddress]) -> None:
+        lines: dict[FarmAddress, Connection] = {}
+        troubles = []
+        for address in addresses:
+            farm = _Farm(address)
+            self._farms.append(farm)
+            try:
+                lines[address] = Connection(address)
+            except FarmUnreachable as error:
+                farm.trouble = str(error)
+                farm.next_try = time.monotonic() + RETRY
+                troubles.append(str(error))
+        try:
+            self._plan(lines, troubles)
+            for farm in self._farms:
+                if farm.address in lines and farm.wanted:
+                    self._join(farm, lines.pop(farm.address))
+        finally:
+            for line in lines.values():
+                line.close()
+
+    def _plan(self, lines: dict[FarmAddress, Connection], troubles: list[str]) -> None:
+        if not lines:
+            raise FarmUnreachable("\n".join(troubles) + "\n  now: start one there: python farm.py %s" % self.env)
+        for address, line in lines.items():
+            offered = int(line.about["slots"])
+            if address.slots > offered:
+                raise NoFreeSlot(
+                    "the farmlist wants %d slots of %s, which offers %d\n  now: start it with --slots %d, or ask for less"
+                    % (address.slots, address, offered, address.slots)
+                )
+        present = [farm for farm in self._farms if farm.address in lines]
+        free = [min(farm.address.slots, int(lines[farm.address].about["free"])) for farm in present]
+        limit = sum(farm.address.slots for farm in self._farms) if self._slots is None else self._slots
+        if self._slots is not None and sum(farm.address.slots for farm in self._farms) < self._slots:
+            raise NoFreeSlot(
+                "%d slots were asked for; the farmlist has %d"
+                % (self._slots, sum(farm.address.slots for farm in self._farms))
+            )
+        if not any(free):
+            raise NoFreeSlot("no slot is free on %s: other hosts hold them" % ", ".join(str(f.address) for f in present))
+        for farm, count in zip(present, balance.share(free, limit), strict=True):
+            farm.wanted = count
+            if self._slots is None and count < farm.address.slots:
+                log.warning("%s has %d of %d slots free; going on with those", farm.address, count, farm.address.slots)
+        for farm in self._farms:
+            if farm not in present:
+                farm.wanted = farm.address.slots if self._slots is None else 0
+        for trouble in troubles:
+            log.warning(
+                "FarmUnreachable: %s\n  now: going on with %s; it is retried every %g s",
+                trouble,
+                ", ".join(str(farm.address) for farm in present),
+                RETRY,
+            )
+
+    def _join(self, farm: _Farm, line: Connection) -> None:
+        """Leases the farm's slots and starts its courier. Raises FarmError; then nothing was leased."""
+        try:
+            leased = line.acquire(self.env, farm.wanted)
+        except BaseException:
+            line.close()
+            raise
+        if self._ready is None:
+            self._ready = codec.decode(leased["ready"])
+        courier = Courier(
+            line,
+            leased["lease"],
+            lambda replies: self._on_replies(farm, courier, replies),
+            lambda error: self._on_lost(farm, courier, error),
+        )
+        with self._lock:
+            mine = [place for place in self._places if place.farm is farm]
+            for _ in range(farm.wanted - len(mine)):
+                mine.append(_Place(len(self._places), farm))
+                self._places.append(mine[-1])
+            farm.by_far = {}
+            for place, far in zip(mine, leased["slots"], strict=False):
+                place.far, place.not_before = far, 0.0
+                farm.by_far[far] = place
+            farm.courier, farm.trouble, farm.offered = courier, None, int(line.about["slots"])
+            self._arrived.notify_all()
+        courier.start()
+
+    def _on_lost(self, farm: _Farm, courier: Courier, error: FarmError) -> None:
+        with self._lock:
+            if farm.courier is not courier:
+                return
+            farm.courier = None
+            self._leave(farm, error)
+            farm.next_try = time.monotonic() + (0.0 if isinstance(error, LeaseLost) else RETRY)
+            self._arrived.notify_all()
+        if not self._closed:
+            log.warning("%s\n  now: going on with %d slots; it is retried every %g s", error, self.nb_slots, RETRY)
+
+    def _leave(self, farm: _Farm, error: FarmError) -> None:
+        farm.trouble = str(error)
+        for place in farm.by_far.values():
+            if place.sent is not None:
+                self._finish(place, protocol.LOST, None, str(error), "lost with its farm")
+            elif place.episode:
+                place.episode = False
+                self._rows.append(self._lost_row(place, str(error)))
+        farm.by_far = {}
+
+    def _keep(self) -> None:
+        while True:
+            with self._lock:
+                if self._arrived.wait_for(lambda: self._closed, 0.0):
+                    return
+            self._retry()
+            deadline = time.monotonic() + 1.0
+            with self._lock:
+                while not self._closed and time.monotonic() < deadline:
+                    self._arrived.wait(deadline - time.monotonic())
+
+    def _retry(self) -> None:
+        for farm in list(self._farms):
+            with self._lock:
+                due = farm.courier is None and farm.wanted and time.monotonic() >= farm.next_try
+                if not due or self._closed or farm.leaving:
+                    continue
+                farm.next_try = time.monotonic() + RETRY
+            try:
+                self._join(farm, Connection(farm.address))
+                log.info("%s is there: %d slots", farm.address, farm.wanted)
+            except FarmError as error:
+                farm.trouble = str(error)
+
+    # Commands and replies; the lock is held.
+
+    def _vacant(self) -> list[int]:
+        now = time.monotonic()
+        return [
+            place.slot
+            for place in self._places
+            if place.far in place.farm.by_far
+            and place.farm.by_far[place.far] is place
+            and not place.episode
+            and place.sent is None
+            and now >= place.not_before
+        ]
+
+    def _drive(self, min_ready: int, deadline: float | None) -> None:
+        """Where one farm has all that is under way, the caller fetches the results himself."""
+        with self._lock:
+            busy = [farm for farm in self._farms if any(place.sent is not None for place in farm.by_far.values())]
+            under_way = sum(place.sent is not None for farm in busy for place in farm.by_far.values())
+            for farm in busy:
+                if farm.courier is not None:
+                    farm.courier.want(min_ready >= len(self._rows) + under_way)
+            courier = busy[0].courier if len(busy) == 1 else None
+        while courier is not None and not self._closed:
+            with self._lock:
+                if self._enough(min_ready, False) or not any(p.sent is not None for p in self._places):
+                    return
+            left = 60.0 if deadline is None else deadline - time.monotonic()
+            if left <= 0 or not courier.drive(left):
+                return
+
+    def _enough(self, min_ready: int, idle: bool) -> bool:
+        if self._rows:
+            under_way = sum(place.sent is not None for place in self._places)
+            return len(self._rows) >= min(min_ready, len(self._rows) + under_way)
+        if self._closed:
+            raise NothingSent("the farmer is closed")
+        if any(place.sent is not None and not place.abandoned for place in self._places):
+            return False
+        return bool(self._vacant())  # nothing to wait for; the caller has slots to start
+
+    def _place(self, slot: int) -> _Place:
+        if not 0 <= slot < len(self._places):
+            raise BadSlot("slot %r: this pool has slots 0 to %d" % (slot, len(self._places) - 1))
+        return self._places[slot]
+
+    def _dispatch(self, slots: list[int], kind: int, bodies: list[bytes]) -> None:
+        by_farm: dict[int, tuple[_Farm, list[Any]]] = {}
+        for slot, body in zip(slots, bodies, strict=True):
+            place = self._places[slot]
+            place.seq += 1
+            place.sent, place.abandoned = kind, False
+            if kind == protocol.STEP:
+                place.farm.ledger["sent"] += 1
+            if place.farm.by_far.get(place.far) is not place:
+                self._finish(place, protocol.LOST, None, place.farm.trouble or "its farm is away", "lost with its farm")
+                continue
+            by_farm.setdefault(id(place.farm), (place.farm, []))[1].append([place.far, place.seq, kind, body])
+        for farm, commands in by_farm.values():
+            assert farm.courier is not None
+            farm.courier.put(commands)
+
+    def _on_replies(self, farm: _Farm, courier: Courier, replies: list[Reply]) -> None:
+        with self._lock:
+            if farm.courier is not courier:
+                return
+            for far, seq, kind, _, body in replies:
+                place = farm.by_far.get(far)
+                if place is None or place.seq != seq or place.sent is None:
+                    farm.ledger["dropped"] += 1  # an answer to nothing that is asked now
+                    continue
+                value = codec.decode(body)
+                if kind in (protocol.OBSERVATION, protocol.TRANSITION):
+                    self._finish(place, kind, value, None, "done")
+                else:
+                    self._finish(place, kind, None, _words(value), "invalid" if kind == protocol.FAULT else "crashed")
+            self._arrived.notify_all()
+
+    def _finish(self, place: _Place, kind: int, value: Any, why: str | None, bucket: str) -> None:
+        sent, place.sent = place.sent, None
+        if sent == protocol.STEP:
+            place.farm.ledger["abandoned" if place.abandoned else bucket] += 1
+        if place.abandoned:
+            place.abandoned = place.episode = False
+            return
+        if why is not None:
+            place.episode = False
+            if sent == protocol.RESET:
+                place.not_before = time.monotonic() + RESET_RETRY
+            self._rows.append(self._lost_row(place, why))
+        elif kind == protocol.OBSERVATION:
+            place.episode, place.last_obs = True, value[0]
+            self._rows.append(Row(place.slot, value[0], first=True, info=value[1]))
+        else:
+            obs, reward, terminated, truncated, info = value
+            place.episode, place.last_obs = not (terminated or truncated), obs
+            self._rows.append(Row(place.slot, obs, reward, terminated, truncated, info=info))
+
+    def _lost_row(self, place: _Place, why: str) -> Row:
+        return Row(place.slot, place.last_obs, truncated=True, lost=True, info={"lost": why})
+
+    def _ledger(self, farm: _Farm) -> dict[str, int]:
+        under_way = sum(place.sent == protocol.STEP for place in farm.by_far.values())
+        buckets = ("sent", "done", "crashed", "invalid", "lost with its farm", "abandoned")
+        return dict({name: farm.ledger[name] for name in buckets}, **{"under way": under_way})
+
+    def _troubles(self) -> str:
+        return "\n".join("  %s: %s" % (f.address, f.trouble or "connected") for f in self._farms)
+
+    # Values.
+
+    def _checked(self, action: Any, slot: int) -> Any:
+        space = self.action_space
+        if isinstance(space, gymnasium.spaces.Box):
+            try:
+                array = np.asarray(action, dtype=space.dtype)
+            except (TypeError, ValueError) as error:
+                raise BadAction("the action for slot %d is no array: %s" % (slot, error)) from None
+            if array.shape != space.shape:
+                raise BadAction("the action for slot %d has shape %s; %s wants %s" % (slot, array.shape, self.env, space.shape))
+            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+                raise BadAction("the action for slot %d is not finite: %s" % (slot, array))
+            return array
+        if space is not None and not space.contains(action):
+            raise BadAction("the action for slot %d, %r, is not in %s" % (slot, action, space))
+        return action
+
+    def _batch(self, rows: list[Row]) -> Batch:
+        return Batch(
+            slot=np.array([row.slot for row in rows], np.int32),
+            obs=self._stacked([row.obs for row in rows]),
+            reward=np.array([row.reward for row in rows], np.float32),
+            terminated=np.array([row.terminated for row in rows], bool),
+            truncated=np.array([row.truncated for row in rows], bool),
+            lost=np.array([row.lost for row in rows], bool),
+            first=np.array([row.first for row in rows], bool),
+            info=[row.info for row in rows],
+        )
+
+    def _stacked(self, observations: list[Any]) -> Any:
+        space = self.observation_space
+        if not isinstance(space, gymnasium.spaces.Box):
+            return observations
+        full = [np.zeros(space.shape, space.dtype) if obs is None else obs for obs in observations]
+        if not full:
+            return np.zeros((0, *space.shape), space.dtype)
+        if any(np.shape(obs) != np.shape(full[0]) for obs in full):
+            return full
+        return np.stack(full)
+
+
+def _words(value: dict[str, Any]) -> str:
+    text = "%s: %s" % (value["type"], value["text"]) if "type" in value else value["text"]
+    return text + ("\n" + value["traceback"] if value.get("traceback") else "")
+
+
+__all__ = ["Batch", "FarmRefused", "Farmer", "Row"]

@@ -1,0 +1,198 @@
+"""What a host may call: the farm's four verbs and its slots, as Pyro4 objects.
+
+    PYRO:farm@host:port      describe, acquire, exchange, release   (a farmer's)
+    PYRO:slot-3@host:port    reset, step, release                   (a script's, with Pyro4 alone)
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+import socket
+import threading
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import Pyro4
+
+from farmhand.supervisor import LONGEST_WAIT, Supervisor
+from wire import codec, protocol
+from wire.errors import FarmError, NoFreeSlot, StartError
+
+THREADS = 512  #: connections at a time; each of a host's farms takes two
+
+
+def configure() -> None:
+    """Pyro4's settings for a farm: plain data only, bounded messages, no waiting for small packets."""
+    Pyro4.config.SERIALIZER = "msgpack"
+    Pyro4.config.SERIALIZERS_ACCEPTED = {"msgpack"}
+    Pyro4.config.MAX_MESSAGE_SIZE = protocol.MAX_BODY
+    Pyro4.config.SOCK_NODELAY = True
+    Pyro4.config.SOCK_REUSE = True
+    Pyro4.config.THREADPOOL_SIZE = THREADS
+    Pyro4.config.DETAILED_TRACEBACK = False
+
+
+def _answer(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets our errors cross the wire as strings: {"error": [name, text]}."""
+
+    @functools.wraps(method)
+    def call(*args: Any) -> Any:
+        try:
+            return method(*args)
+        except FarmError as error:
+            return {"error": [type(error).__name__, str(error)]}
+
+    return call
+
+
+@Pyro4.expose
+class FarmService:
+    """The farm itself, seen from a host."""
+
+    def __init__(self, supervisor: Supervisor):
+        self._supervisor = supervisor
+        self._id = uuid.uuid4().hex  # another one after each start, so that a host knows a restarted farm
+
+    @_answer
+    def describe(self) -> dict[str, Any]:
+        """Protocol version, identity, slots, free slots and the environments with their spaces."""
+        about = {"protocol": protocol.VERSION, "farm": self._id, "name": socket.gethostname()}
+        return dict(self._supervisor.describe(), python=platform.python_version(), **about)
+
+    @_answer
+    def acquire(self, env: str, count: int, version: int) -> dict[str, Any]:
+        """Leases slots: {"lease": token, "slots": [numbers], "ready": the READY body}."""
+        lease = self._supervisor.acquire(env, count, version)
+        return {"lease": lease.token, "slots": lease.slots, "ready": self._supervisor.ready[env]}
+
+    @_answer
+    def exchange(self, lease: str, commands: list[Any], wait: float, together: int = 1) -> Any:
+        """Commands in, replies out; see `Supervisor.exchange`."""
+        return self._supervisor.exchange(lease, commands, wait, together)
+
+    @_answer
+    def release(self, lease: str) -> None:
+        """Ends a lease."""
+        self._supervisor.release(lease)
+
+    @_answer
+    def status(self) -> list[dict[str, Any]]:
+        """A row for each slot."""
+        return self._supervisor.status()
+
+
+@Pyro4.expose
+class SlotFace:
+    """One slot as an object of its own, for scripts that have Pyro4 and nothing else.
+
+    The first call leases the slot to the connection it came by; `release`, or the end of the connection, frees it.
+    Arrays come as lists. A farmer is faster: it moves bytes that nobody on the way reads.
+    """
+
+    def __init__(self, supervisor: Supervisor, number: int):
+        self._supervisor = supervisor
+        self._number = number
+        self._lock = threading.Lock()
+        self._holder: Any = None
+        self._lease = ""
+        self._seq = 0
+
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> list[Any]:
+        """Begins an episode: [observation, info].
+
+        Raises:
+            RuntimeError: the slot is another's, or the environment failed.
+        """
+        return self._call(protocol.RESET, {"seed": seed, "options": options})
+
+    def step(self, action: Any) -> list[Any]:
+        """One step: [observation, reward, terminated, truncated, info].
+
+        Raises:
+            RuntimeError: the slot is another's, or the environment failed.
+        """
+        return self._call(protocol.STEP, {"action": action, "repeat": 1})
+
+    def release(self) -> None:
+        """Frees the slot, if this connection holds it."""
+        self._let_go(Pyro4.current_context.client)
+
+    def _let_go(self, connection: Any) -> None:
+        with self._lock:
+            if connection is self._holder and self._holder is not None:
+                self._supervisor.release(self._lease)
+                self._holder = None
+
+    def _call(self, kind: int, body: dict[str, Any]) -> list[Any]:
+        with self._lock:
+            self._take()
+            self._seq += 1
+            commands = [[self._number, self._seq, kind, codec.encode(body)]]
+            replies: list[list[Any]] = []
+            while not replies:
+                replies = self._supervisor.exchange(self._lease, commands, LONGEST_WAIT)
+                commands = []
+        _, _, kind, _, answer = replies[0]
+        value = codec.decode(answer)
+        if kind in (protocol.FAULT, protocol.LOST):
+            raise RuntimeError(value["text"] + "\n" + value.get("traceback", ""))
+        return list(_plain(value))
+
+    def _take(self) -> None:
+        connection = Pyro4.current_context.client
+        if self._holder is connection:
+            return
+        if self._holder is not None:
+            raise RuntimeError("slot %d is held by another connection" % self._number)
+        env = self._supervisor.slots[self._number].env
+        try:
+            lease = self._supervisor.acquire(env, 1, protocol.VERSION, expires=False, numbers=[self._number])
+        except NoFreeSlot:
+            raise RuntimeError("slot %d is leased to another host" % self._number) from None
+        self._lease, self._holder = lease.token, connection
+
+
+class FarmDaemon(Pyro4.Daemon):
+    """Pyro4's daemon, which also frees the slots of scripts whose connection ends."""
+
+    def __init__(self, host: str, port: int):
+        """Binds the address.
+
+        Raises:
+            StartError: it cannot be bound, in words.
+        """
+        configure()
+        self._faces: list[SlotFace] = []
+        try:
+            super().__init__(host=host, port=port)
+        except OSError as error:
+            raise StartError(
+                "cannot listen on %s:%d: %s\n  now: another farm may run there; stop it, or choose another with --port"
+                % (host, port, error.strerror or error)
+            ) from None
+
+    def offer(self, supervisor: Supervisor) -> None:
+        """Registers the farm and its slots."""
+        self.register(FarmService(supervisor), "farm")
+        for slot in supervisor.slots:
+            face = SlotFace(supervisor, slot.number)
+            self._faces.append(face)
+            self.register(face, "slot-%d" % slot.number)
+
+    def clientDisconnect(self, conn: Any) -> None:
+        """Pyro4's hook."""
+        for face in self._faces:
+            face._let_go(conn)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return value

@@ -1,0 +1,15 @@
+"""The farms that train.py may use. Copy this file to farmlist.py and put your machines in.
+
+Each line is an address and the number of slots that you want there. On the machine itself you start
+
+    python farm.py Pendulum-v1 --slots 4
+
+which prints the line to paste here. The address is a name or a number; `:port` may follow it, and without
+one it is 20099, the port that farm.py takes when you give it none. Ask for fewer slots than a farm offers, and
+another host may have the rest. Without a farmlist.py, train.py starts a farm on this machine by itself.
+"""
+
+farmlist_base = [
+    ("127.0.0.1", 4),  # this machine, port 20099: 4 slots
+    ("192.168.1.33:20100", 8),  # another one, on a port of its own: 8 slots
+]

@@ -1,0 +1,84 @@
+"""What holds for every test: it leaves no process, no thread and no listening socket behind."""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+
+import psutil
+import pytest
+from helpers import poll_until
+
+# Every process that a test starts inherits this, so an orphan is known even after its parent died and it became
+# init's child. It is another one in each run, so two runs beside each other do not see each other's.
+_MARK = "TEST_RUN_OF_THIS_FARM"
+_RUN = uuid.uuid4().hex
+os.environ[_MARK] = _RUN
+
+# Helpers that multiprocessing starts once and keeps until this process ends. (TensorFlow's pools are threads of C++,
+# which `threading` does not see.)
+_KEPT_BY_LIBRARIES = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+
+_PATIENCE = 3.0  # seconds: closing is seldom done when the call that asks for it returns
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind():
+    """Fails a test after which more processes, threads or listening sockets are there than before.
+
+    What a fixture of a wider scope holds was there before, if that fixture is asked for by the test.
+    """
+    before = _present()
+    yield
+    try:
+        poll_until(lambda: not _present().keys() - before.keys(), _PATIENCE, "the end of what the test started")
+    except AssertionError:
+        left = _present()
+        lines = [left[key] for key in left.keys() - before.keys()]
+        if lines:
+            pytest.fail("the test left behind:\n  " + "\n  ".join(sorted(lines)), pytrace=False)
+
+
+def _present() -> dict[object, str]:
+    """What is there now: a key that stays the same, and words for it."""
+    return {**_processes(), **_threads(), **_sockets()}
+
+
+def _processes() -> dict[object, str]:
+    found = {}
+    me = psutil.Process()
+    children = {child.pid for child in me.children(recursive=True)}
+    for process in psutil.process_iter():
+        try:
+            if process.pid != me.pid and (process.pid in children or _is_of_this_run(process)):
+                command = " ".join(process.cmdline()) or process.name()
+                if not any(name in command for name in _KEPT_BY_LIBRARIES):
+                    key = ("process", process.pid, process.create_time())
+                    found[key] = f"process {process.pid} ({process.status()}): {command}"
+        except psutil.Error:  # ended while we looked, or another user's
+            continue
+    return found
+
+
+def _is_of_this_run(process: psutil.Process) -> bool:
+    try:
+        return process.environ().get(_MARK) == _RUN
+    except (psutil.Error, OSError):
+        return False
+
+
+def _threads() -> dict[object, str]:
+    return {
+        ("thread", id(thread)): f"{'daemon ' if thread.daemon else ''}thread {thread.name}"
+        for thread in threading.enumerate()
+        if thread is not threading.current_thread()
+    }
+
+
+def _sockets() -> dict[object, str]:
+    return {
+        ("socket", connection.fd, connection.laddr): "socket listening on {}:{}".format(*connection.laddr)
+        for connection in psutil.Process().net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }

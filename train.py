@@ -1,0 +1,386 @@
+"""The session at the researcher's desk: an agent learns from all farms at once.
+
+    ipython -i train.py -- --env Pendulum-v1 --agent ddpg      then: r(100)
+    python train.py --env Pendulum-v1 --episodes 100           the same, unattended
+"""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rl.callbacks import Callback
+
+from agents import DDPGAgent, make_ddpg
+from agents.checkpoint import load_checkpoint, save_checkpoint
+from farmer import Farmer
+from wire.errors import FarmError
+
+ROOT = Path(__file__).resolve().parent
+AGENTS: dict[str, Callable[..., DDPGAgent]] = {"ddpg": make_ddpg}
+WINDOW = 10  #: episodes of the running mean
+START_LIMIT = 150.0  #: s for a local farm to come up
+console = Console()
+
+
+@dataclass(frozen=True)
+class Options:
+    """A training session over the farms of farmlist.py."""
+
+    env: str
+    """A name from the farms' catalogs, as Pendulum-v1 or osim:L2M2019."""
+    agent: str = "ddpg"
+    """Which agent learns: ddpg."""
+    farmlist: Path | None = None
+    """The list of farms; ./farmlist.py by default. Without one a local farm is started."""
+    slots: int | None = None
+    """Environments at a time; all of the list by default, one a core on a local farm."""
+    seed: int | None = None
+    """Of networks, noise and episodes."""
+    episodes: int = 0
+    """Train so many at once; without a prompt, 100."""
+    out: Path | None = None
+    """Folder for checkpoint and learning curve; runs/ENV by default."""
+    python: Path | None = None
+    """The simulator's Python, for a local farm."""
+    resume: bool = False
+    """Load the folder's checkpoint before training."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One finished training episode."""
+
+    reward: float
+    steps: int
+    slot: int
+    farm: str
+    seconds: float  # of training, all sessions, when it ended
+
+
+class LocalFarm:
+    """A farm on this machine as a child, for a user who has no farmlist yet. It ends with this process."""
+
+    def __init__(self, options: Options, folder: Path):
+        """Starts it and waits until it offers the environment.
+
+        Raises:
+            FarmError: it did not start; what it said is in the text.
+        """
+        slots = options.slots or os.cpu_count() or 1
+        command = [sys.executable, str(ROOT / "farm.py"), options.env, "--slots", str(slots), "--port", "0", "--until-eof"]
+        command += ["--log-dir", str(folder / "logs")]
+        command += ["--python", str(options.python)] if options.python else []
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log = folder / "farm.log"
+        with open(self.log, "wb") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+            )
+        self.address = self._wait(slots)
+
+    def _wait(self, slots: int) -> tuple[str, int]:
+        assert self._process.stdout is not None
+        patience = threading.Timer(START_LIMIT, self._process.kill)
+        patience.start()
+        try:
+            line = self._process.stdout.readline()
+        except BaseException:
+            self.stop()
+            raise
+        finally:
+            patience.cancel()
+        found = re.match(r"farm at (\S+?),", line)
+        if found is None:
+            self.stop()
+            said = [text for text in self.log.read_text(errors="replace").splitlines() if text]
+            raise FarmError("the local farm did not start:\n  " + "\n  ".join(said[-12:]))
+        return found.group(1), slots
+
+    def stop(self) -> None:
+        """Ends it and its workers, within about 6 s."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(6.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+
+class Watch(Callback):
+    """keras-rl callback of a session: keeps the episodes, shows where the training is."""
+
+    def __init__(self, session: Session, total: int):
+        super().__init__()
+        self.session = session
+        self.total = total
+        self.done = self.steps = 0
+        self._began = self._shown = time.monotonic()
+        self._updates = session.agent.nb_updates
+        self._bar: Progress | None = None
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        if not console.is_terminal:
+            return
+        text = "{task.fields[told]}"
+        self._bar = Progress(TextColumn("{task.completed}/{task.total}"), BarColumn(20), TextColumn(text), TimeElapsedColumn(), console=console)
+        self._task = self._bar.add_task("", total=self.total, told="first steps")
+        self._bar.start()
+
+    def on_step_end(self, step: int, logs: dict[str, Any] | None = None) -> None:
+        self.steps += 1
+        if time.monotonic() - self._shown > 0.25 and self._bar is not None:
+            self._shown = time.monotonic()
+            self._bar.update(self._task, completed=self.done, told=self.told())
+
+    def on_episode_end(self, episode: int, logs: dict[str, Any] | None = None) -> None:
+        logs = logs or {}
+        self.done += 1
+        seconds = self.session.seconds + time.monotonic() - self._began
+        self.session.episodes.append(
+            Episode(
+                float(logs["episode_reward"]), int(logs["nb_episode_steps"]), int(logs["slot"]), str(logs["farm"]), seconds
+            )
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, completed=min(self.done, self.total), told=self.told())
+        elif self.done % WINDOW == 0 or self.done == self.total:
+            print("episode %d/%d  %s" % (self.done, self.total, self.told()), flush=True)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self.session.seconds += time.monotonic() - self._began
+        if self._bar is not None:
+            self._bar.update(self._task, completed=min(self.done, self.total), told=self.told())
+            self._bar.stop()
+
+    def told(self) -> str:
+        """One line: mean return, steps/s, updates/s, busy slots."""
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        updates = self.session.agent.nb_updates - self._updates
+        return "return %8.1f (last %d)  %5.0f steps/s  %5.0f updates/s  busy %d/%d" % (
+            self.session.mean_return(),
+            WINDOW,
+            self.steps / seconds,
+            updates / seconds,
+            self.session.farmer.busy,
+            self.session.farmer.nb_slots,
+        )
+
+
+class Session:
+    """Everything behind the prompt."""
+
+    def __init__(self, options: Options):
+        """Finds or starts farms and builds the agent.
+
+        Raises:
+            FarmError: no farm, or none that offers the environment.
+            ValueError: the agent does not exist, or does not fit the environment.
+        """
+        if options.agent not in AGENTS:
+            raise ValueError("no agent %r\n  there are: %s" % (options.agent, ", ".join(AGENTS)))
+        self.options = options
+        self.out = options.out or Path("runs") / re.sub(r"[^\w.-]+", "_", options.env)
+        self.episodes: list[Episode] = []
+        self.seconds = 0.0
+        self.local: LocalFarm | None = None
+        self.farmer = self._farmer()
+        try:
+            self.agent = AGENTS[options.agent](
+                self.farmer.observation_space, self.farmer.action_space, seed=options.seed
+            )
+            if options.resume:
+                self.load()
+        except BaseException:
+            self.close()
+            raise
+
+    def _farmer(self) -> Farmer:
+        path = self.options.farmlist or Path("farmlist.py")
+        if self.options.farmlist is None and not path.exists():
+            console.print("no farmlist.py here: starting a local farm (copy farmlist.example.py to use other machines)")
+            self.local = LocalFarm(self.options, self.out)
+            farms: Any = [self.local.address]
+        else:
+            farms = path
+        try:
+            return Farmer(self.options.env, farms, slots=self.options.slots, seed=self.options.seed)
+        except BaseException:
+            if self.local is not None:
+                self.local.stop()
+            raise
+
+    def r(self, n: int = 100) -> None:
+        """Trains n episodes; Ctrl-C ends it at once and keeps what was learnt."""
+        watch = Watch(self, _positive(n))
+        try:
+            self.agent.fit(self.farmer, nb_steps=None, nb_episodes=n, callbacks=[watch], verbose=0)
+        except FarmError as error:
+            console.print("%s: %s" % (type(error).__name__, error), markup=False)
+        if watch.done < n:
+            console.print("stopped after %d of %d episodes; r(%d) goes on" % (watch.done, n, n - watch.done))
+        console.print("mean return of the last %d episodes: %.1f" % (min(WINDOW, len(self.episodes)), self.mean_return()))
+
+    def test(self, n: int = 10) -> list[float]:
+        """Plays n episodes without noise and without learning; returns their returns."""
+        history = self.agent.test(self.farmer, nb_episodes=_positive(n), visualize=False, verbose=0)
+        returns = [float(value) for value in history.history.get("episode_reward", [])]
+        if returns:
+            console.print("test: mean return %.1f over %d episodes (sd %.1f)" % (np.mean(returns), len(returns), np.std(returns)))
+        return returns
+
+    def save(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Saves everything: weights, optimizers, targets, replay, counters, history."""
+        folder = Path(path or self.out / "checkpoint")
+        rows = [[e.reward, e.steps, e.slot, e.farm, e.seconds] for e in self.episodes]
+        save_checkpoint(self.agent, folder, {"env": self.options.env, "episodes": rows, "seconds": self.seconds})
+        console.print("saved to %s" % folder)
+        return folder
+
+    def load(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Loads what `save` wrote.
+
+        Raises:
+            FileNotFoundError, ValueError: nothing there, or it does not fit; everything stays as it was.
+        """
+        folder = Path(path or self.out / "checkpoint")
+        extra = load_checkpoint(self.agent, folder)
+        self.episodes = [Episode(*row) for row in extra["episodes"]]
+        self.seconds = extra["seconds"]
+        console.print("loaded %s: %d episodes, mean return %.1f" % (folder, len(self.episodes), self.mean_return()))
+        return folder
+
+    def status(self) -> None:
+        """Shows farms, slots and the ledger of steps."""
+        state = self.farmer.status()
+        table = Table("farm", "slots", "busy", "steps sent", "done", "crashed", "invalid", "lost", "abandoned", "trouble")
+        for farm in state["farms"]:
+            ledger = farm["ledger"]
+            names = ("sent", "done", "crashed", "invalid", "lost with its farm", "abandoned")
+            slots = "%d of %d" % (farm["slots"], farm["wanted"])
+            table.add_row(farm["farm"], slots, str(farm["busy"]), *(str(ledger[k]) for k in names), farm["trouble"] or "")
+        console.print(table)
+        console.print("%d episodes, %d steps, %d updates" % (len(self.episodes), self.agent.step, self.agent.nb_updates))
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Draws the learning curve to a PNG, and inline in a notebook."""
+        from matplotlib.figure import Figure
+
+        file = Path(path or self.out / "returns.png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        returns = [episode.reward for episode in self.episodes]
+        steps = np.cumsum([episode.steps for episode in self.episodes])
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(steps, returns, ".", alpha=0.4, label="episode")
+        means = [np.mean(returns[max(0, i - WINDOW + 1) : i + 1]) for i in range(len(returns))]
+        axes.plot(steps, means, label="mean of the last %d" % WINDOW)
+        axes.set(xlabel="environment steps", ylabel="return", title="%s, %s" % (self.options.env, self.options.agent))
+        axes.legend()
+        axes.grid(alpha=0.3)
+        figure.savefig(file, dpi=120)
+        shell = _shell()
+        if shell is not None and shell.has_trait("kernel"):
+            from IPython.display import Image, display
+
+            display(Image(str(file)))
+        console.print("learning curve: %s" % file)
+        return file
+
+    def refarm(self) -> None:
+        """Reads the farmlist again: new farms join, removed ones leave."""
+        try:
+            self.farmer.refarm()
+        except FarmError as error:
+            console.print("%s: %s\nnothing was changed" % (type(error).__name__, error), markup=False)
+        self.status()
+
+    def mean_return(self) -> float:
+        """Of the last WINDOW episodes; nan before the first."""
+        last = [episode.reward for episode in self.episodes[-WINDOW:]]
+        return float(np.mean(last)) if last else float("nan")
+
+    def close(self) -> None:
+        """Frees all slots and ends a local farm."""
+        self.farmer.close()
+        if self.local is not None:
+            self.local.stop()
+            self.local = None
+
+    def greet(self) -> None:
+        """Says what there is to type."""
+        console.print("%s on %s, %d slots" % (self.options.agent, self.options.env, self.farmer.nb_slots))
+        console.print("r(n) train   test(n) evaluate   save() load()   status() plot() refarm()   agent, farmer, session")
+
+    def names(self) -> dict[str, Any]:
+        """What the prompt offers."""
+        verbs = ("r", "test", "save", "load", "status", "plot", "refarm", "agent", "farmer")
+        return dict({name: getattr(self, name) for name in verbs}, session=self)
+
+
+def _positive(n: int) -> int:
+    if not isinstance(n, int) or n < 1:
+        raise ValueError("how many episodes? A whole number from 1, not %r" % (n,))
+    return n
+
+
+def _shell() -> Any:
+    return getattr(builtins, "get_ipython", lambda: None)()
+
+
+def open_session(argv: list[str] | None = None) -> Session | None:
+    """A session from a command line, None when it cannot start (which it has said then)."""
+    options = tyro.cli(Options, args=argv, prog="train.py", description=__doc__)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    for library in ("absl", "tensorflow", "h5py", "matplotlib"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    try:
+        session = Session(options)
+    except (FarmError, ValueError, FileNotFoundError) as error:
+        print("train.py: %s: %s" % (type(error).__name__, error), file=sys.stderr)
+        return None
+    atexit.register(session.close)
+    return session
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Trains unattended: returns the exit code, 2 when it could not start, 130 when interrupted."""
+    session = open_session(argv)
+    if session is None:
+        return 2
+    n = session.options.episodes or 100
+    had = len(session.episodes)
+    session.r(n)
+    session.save()
+    session.plot()
+    session.close()
+    return 0 if len(session.episodes) - had >= n else 130
+
+
+if __name__ == "__main__":
+    if _shell() is None and not sys.flags.interactive:
+        sys.exit(main())
+    session = open_session(sys.argv[1:])
+    if session is not None:
+        globals().update(session.names())
+        session.greet()
+        if session.options.episodes:
+            session.r(session.options.episodes)

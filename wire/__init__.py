@@ -1,0 +1,1 @@
+"""What a farm and its hosts agree on: bytes (`codec`), commands (`protocol`), errors (`errors`)."""

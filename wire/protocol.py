@@ -1,0 +1,103 @@
+"""The commands of a farm, the replies to them, and the frame that carries both through a worker's pipe.
+
+One table for all three parties. A host sends *commands* to a farm, the farm passes them on to the worker in
+the slot, the worker's *replies* travel back the same way. Bodies are bytes of `wire.codec`; a farm hands
+them on unread.
+
+    command     body                                   reply         body
+    CONSTRUCT   {"env": ..., "kwargs": {...}, ...}     READY         {"observation_space": ..., ...}
+    RESET       {"seed": int|None, "options": ...}     OBSERVATION   (observation, info)
+    STEP        {"action": ..., "repeat": int}         TRANSITION    (observation, reward, terminated, truncated, info)
+    CLOSE       empty                                  none: the worker ends
+    ASK         empty (host to farm only)              the reply that the step with this number had, or LOST
+    any         -                                      FAULT         {"type", "text", "traceback", "where"}
+    any         -                                      LOST          {"text": why there is no answer and never will be}
+
+Every command carries a sequence number of its slot and lease; its reply carries the same one. A reply with another
+number is dropped, never handed to the next call.
+
+This file runs unchanged on Python 2.7 to 3.13, with nothing but the standard library.
+"""
+
+import struct
+
+VERSION = 1  #: a host and a farm work together only when this number is the same on both sides
+
+# Commands.
+CONSTRUCT = 1
+RESET = 2
+STEP = 3
+CLOSE = 4
+ASK = 5
+
+# Replies.
+READY = 11
+OBSERVATION = 12
+TRANSITION = 13
+FAULT = 14
+LOST = 15
+
+NAMES = {
+    CONSTRUCT: "construct",
+    RESET: "reset",
+    STEP: "step",
+    CLOSE: "close",
+    ASK: "ask",
+    READY: "ready",
+    OBSERVATION: "observation",
+    TRANSITION: "transition",
+    FAULT: "fault",
+    LOST: "lost",
+}
+
+# Flags of a TRANSITION, so that a farm knows the end of an episode without reading the body.
+TERMINATED = 1
+TRUNCATED = 2
+
+HEADER = struct.Struct("!BBQI")  #: kind, flags, sequence number, length of the body
+
+MAX_BODY = 1 << 28  #: bytes; a longer body is refused before a byte of it is read
+
+
+class FrameError(ValueError):
+    """What came through a pipe is no frame: the other end is broken, or something else wrote into the pipe."""
+
+
+def pack(kind, seq, body=b"", flags=0):
+    """One frame as bytes: header and body."""
+    if len(body) > MAX_BODY:
+        raise FrameError("a body of %d bytes is over the limit of %d" % (len(body), MAX_BODY))
+    return HEADER.pack(kind, flags, seq, len(body)) + body
+
+
+class FrameReader(object):
+    """Cuts a stream of bytes into frames, however the bytes are dealt out."""
+
+    def __init__(self):
+        self._buffer = bytearray()
+
+    def feed(self, data):
+        """Takes the next bytes of the stream; returns the frames that are whole now.
+
+        Returns:
+            A list of (kind, flags, seq, body).
+
+        Raises:
+            FrameError: the stream holds something that is no frame; the reader is of no further use.
+        """
+        buffer = self._buffer
+        buffer += data
+        frames = []
+        start = 0
+        while len(buffer) - start >= HEADER.size:
+            kind, flags, seq, length = HEADER.unpack_from(buffer, start)
+            if kind not in NAMES or length > MAX_BODY:
+                raise FrameError("not a frame: kind %d, body of %d bytes" % (kind, length))
+            end = start + HEADER.size + length
+            if len(buffer) < end:
+                break
+            frames.append((kind, flags, seq, bytes(buffer[start + HEADER.size : end])))
+            start = end
+        if start:
+            del buffer[:start]
+        return frames
