@@ -268,11 +268,13 @@ class Farmer:
             self._rows.clear()
         return rows
 
-    def abandon(self) -> None:
-        """Forgets all running episodes; a slot is vacant again once what is under way in it is back."""
+    def abandon(self, slots: Sequence[int] | None = None) -> None:
+        """Forgets running episodes, all or those of some slots; each is vacant once what is under way in it is back."""
         with self._lock:
-            self._rows.clear()
-            for place in self._places:
+            places = self._places if slots is None else [self._place(int(slot)) for slot in slots]
+            gone = {place.slot for place in places}
+            self._rows = deque(row for row in self._rows if row.slot not in gone)
+            for place in places:
                 place.episode = False
                 place.abandoned = place.sent is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import uuid
@@ -31,13 +32,12 @@ def leaves_nothing_behind():
     """
     before = _present()
     yield
-    try:
+    with contextlib.suppress(AssertionError):
         poll_until(lambda: not _present().keys() - before.keys(), _PATIENCE, "the end of what the test started")
-    except AssertionError:
-        left = _present()
-        lines = [left[key] for key in left.keys() - before.keys()]
-        if lines:
-            pytest.fail("the test left behind:\n  " + "\n  ".join(sorted(lines)), pytrace=False)
+    left = _present()
+    lines = sorted(left[key] for key in left.keys() - before.keys())
+    if lines:
+        pytest.fail("the test left behind:\n  " + "\n  ".join(lines), pytrace=False)
 
 
 def _present() -> dict[object, str]:
@@ -50,15 +50,21 @@ def _processes() -> dict[object, str]:
     me = psutil.Process()
     children = {child.pid for child in me.children(recursive=True)}
     for process in psutil.process_iter():
-        try:
-            if process.pid != me.pid and (process.pid in children or _is_of_this_run(process)):
-                command = " ".join(process.cmdline()) or process.name()
-                if not any(name in command for name in _KEPT_BY_LIBRARIES):
-                    key = ("process", process.pid, process.create_time())
-                    found[key] = f"process {process.pid} ({process.status()}): {command}"
-        except psutil.Error:  # ended while we looked, or another user's
+        if process.pid == me.pid or not (process.pid in children or _is_of_this_run(process)):
             continue
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended while we looked
+            command = _command(process)
+            if not any(name in command for name in _KEPT_BY_LIBRARIES):
+                key = ("process", process.pid, process.create_time())
+                found[key] = f"process {process.pid}: {command}"
     return found
+
+
+def _command(process: psutil.Process) -> str:
+    # A zombie has no command line any more; psutil counts it among the processes that do not exist.
+    if process.status() == psutil.STATUS_ZOMBIE:
+        return f"{process.name()} (it ended, and nobody waited for it)"
+    return " ".join(process.cmdline()) or process.name()
 
 
 def _is_of_this_run(process: psutil.Process) -> bool:

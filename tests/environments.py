@@ -62,9 +62,10 @@ class CountingEnv(object):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30, "no_way_to_send": object()}
 
-    def __init__(self, length=5, log=None):
+    def __init__(self, length=5, log=None, close_takes=0.0):
         self.length = length
         self.log = log
+        self.close_takes = close_takes
         self.spec = Spec("Counting", length)
         self.observation_space = Box(np.zeros(3), np.full(3, np.inf), dtype="float32")
         self.action_space = Box([-1.0], [1.0], dtype="float32")
@@ -94,6 +95,7 @@ class CountingEnv(object):
         return self._observation(action), np.float32(self.steps), False, self.steps >= self.length, info
 
     def close(self):
+        time.sleep(self.close_takes)
         if self.log:
             with open(self.log, "a") as log:
                 log.write("closed\n")

@@ -211,6 +211,8 @@ HOSTILE = {
     "a list as key": signed(b'["d",["l"],1]'),
     "a list in a set": signed(b'["s",["l"]]'),
     "more bytes than there are": signed(b'["b",65]', bytes(64)),
+    "bytes after the last buffer": signed(b'["b",1]', b"xy"),
+    "bytes and no buffer": signed(b"1", b"x"),
     "fewer than no bytes": signed(b'["b",-1]'),
     "true bytes": signed(b'["b",true]', b"x"),
     "two headers": signed(b"1 2"),

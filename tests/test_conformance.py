@@ -8,9 +8,9 @@ import pytest
 if "conformance" not in sys.modules:
     pytest.register_assert_rewrite("conformance")
 
-import interpreters  # noqa: E402
-from conformance import Conformance  # noqa: E402
-from faces import LocalFace, WorkerFace  # noqa: E402
+import interpreters
+from conformance import Conformance
+from faces import LocalFace, WorkerFace
 
 
 def opener(make):

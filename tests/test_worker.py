@@ -283,7 +283,7 @@ def test_the_worker_ends_with_its_pipe_even_in_the_middle_of_a_step(version):
 @PYTHONS
 def test_close_closes_the_environment_even_if_the_pipe_closes_at_once(version, tmp_path):
     log = tmp_path / "log"
-    face = WorkerFace("CountingEnv", {"log": str(log)}, interpreters.python_with_numpy(version))
+    face = WorkerFace("CountingEnv", {"log": str(log), "close_takes": 0.3}, interpreters.python_with_numpy(version))
     face.close()
     assert log.read_text() == "closed\n"
 
@@ -441,3 +441,16 @@ def test_an_old_environment_under_gym_026_is_stepped_as_an_old_one(start, tmp_pa
     assert worker.ask(protocol.RESET, {"seed": 8, "options": None}) == ([0.0, 1.0], {})
     step = {"action": np.int64(0), "repeat": 1}
     assert worker.ask(protocol.STEP, step) == ([0.5, 0.5], 2.0, True, False, {"seed": 8})
+
+
+@PYTHONS
+def test_an_error_that_is_not_ascii_arrives_as_text(start, tmp_path, version):
+    (tmp_path / "foreign.py").write_text(
+        "# -*- coding: utf-8 -*-\ndef make():\n    raise ValueError(u'Schl\u00fcssel')\n", encoding="utf-8"
+    )
+    spec = {"kind": "factory", "module": "foreign", "factory": "make"}
+    with pytest.raises(Fault) as caught:
+        construct(start(interpreters.python_with_numpy(version)), spec, path=[str(tmp_path)])
+    text = caught.value.body["text"]
+    assert isinstance(text, str)
+    assert "Schl" in text

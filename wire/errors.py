@@ -31,7 +31,7 @@ class FarmUnreachable(FarmError):
     """No farm answered at an address."""
 
 
-class FarmTimeout(FarmError):
+class FarmTimeout(FarmError, TimeoutError):
     """Nothing came in time; late results stay addressed to their own step."""
 
 

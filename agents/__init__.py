@@ -1,0 +1,22 @@
+"""keras-rl agents on Keras 3 that learn from one environment or from a whole farm.
+
+    from agents import DDPGAgent
+
+They take anything with gymnasium's verbs, gym's, or a pool's (`agents.pool_api`), and know nothing of the network.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported; its notes on CPU features
+
+from agents import bridge  # noqa: E402  first: makes keras-rl importable
+
+bridge.install()
+
+from agents.core import Agent  # noqa: E402
+from agents.ddpg import DDPGAgent  # noqa: E402
+from agents.local import LocalPool  # noqa: E402
+from agents.memory import ReplayMemory  # noqa: E402
+from agents.networks import make_ddpg  # noqa: E402
+
+__all__ = ["Agent", "DDPGAgent", "LocalPool", "ReplayMemory", "make_ddpg"]

@@ -1,0 +1,53 @@
+"""Exploration noise of many environments: each has a state of its own, all share one annealing schedule."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+
+
+class NoiseBank:
+    """Copies of a keras-rl random process, one a slot.
+
+    The standard deviation of an annealed process falls with the steps of all slots together, as it would with one.
+    """
+
+    def __init__(self, process: Any):
+        self._process = process
+        self._copies: dict[int, Any] = {}
+
+    def sample(self, slot: int) -> np.ndarray:
+        """The next value of a slot's process, (size,)."""
+        if slot not in self._copies:
+            self._copies[slot] = copy.deepcopy(self._process)
+            self._copies[slot].reset_states()
+        mine = self._copies[slot]
+        shared = getattr(self._process, "n_steps", None)
+        if shared is None:
+            return np.asarray(mine.sample())
+        mine.n_steps = shared
+        value = mine.sample()
+        self._process.n_steps = mine.n_steps
+        return np.asarray(value)
+
+    def reset(self, slot: int) -> None:
+        """An episode begins in this slot."""
+        if slot in self._copies:
+            self._copies[slot].reset_states()
+
+    def reset_all(self) -> None:
+        """All slots begin anew."""
+        self._process.reset_states()
+        self._copies.clear()
+
+    @property
+    def n_steps(self) -> int:
+        """Values drawn so far, which is what annealing goes by."""
+        return int(getattr(self._process, "n_steps", 0))
+
+    @n_steps.setter
+    def n_steps(self, value: int) -> None:
+        if hasattr(self._process, "n_steps"):
+            self._process.n_steps = value
