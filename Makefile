@@ -18,7 +18,7 @@ help: ## show these lines
 	@echo "  PYTHON=$(PYTHON) makes $(VENV), OSIM_PYTHON=$(OSIM_PYTHON) makes $(OSIM); set either: make test PYTHON=python3.11"
 
 demo: $(VENV)/.made ## train DDPG on a pendulum through a local farm, about 3 minutes
-	$(VENV)/bin/python train.py --env Pendulum-v1 --agent ddpg --episodes 75 --seed 1 --fresh --out runs/demo
+	$(VENV)/bin/python train.py --env Pendulum-v1 --agent ddpg --episodes 75 --seed 1 --out runs/demo
 
 test: $(VENV)/.made $(OSIM)/.made interpreters ## set everything up and run all tests, OpenSim included
 	$(VENV)/bin/python -m pytest

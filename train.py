@@ -25,9 +25,9 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from rl.callbacks import Callback
 
 from agents import DDPGAgent, make_ddpg
+from agents.callbacks import Callback
 from agents.checkpoint import load_checkpoint, save_checkpoint
 from farmer import Farmer
 from wire.errors import FarmError

@@ -7,7 +7,7 @@ They take anything with gymnasium's verbs, gym's, or a pool's (`agents.pool_api`
 
 import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported; its notes on CPU features
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: its notes on CPU features and CUDA
 
 from agents import bridge  # noqa: E402  first: makes keras-rl importable
 

@@ -1,10 +1,39 @@
-"""The callbacks that keras-rl's own do not cover."""
+"""What keras-rl's own callbacks do not cover."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import rl.callbacks
 from rl.callbacks import Callback
+
+
+class CallbackList(rl.callbacks.CallbackList):
+    """keras-rl's list, which also takes Keras 3's callbacks.
+
+    keras-rl builds it on `tensorflow.python.keras`, whose list asks each callback for methods that Keras 3's lack; so
+    what it inherits from there is replaced.
+    """
+
+    def __init__(self, callbacks: Sequence[Any]):
+        self.callbacks = list(callbacks)
+
+    def set_model(self, model: Any) -> None:
+        for callback in self.callbacks:
+            callback.set_model(model)
+
+    def set_params(self, params: dict[str, Any]) -> None:
+        for callback in self.callbacks:
+            callback.set_params(params)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        for callback in self.callbacks:
+            callback.on_train_begin(logs or {})
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        for callback in self.callbacks:
+            callback.on_train_end(logs or {})
 
 
 class EpisodePrinter(Callback):

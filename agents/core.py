@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import rl.core
-from rl.callbacks import CallbackList, TestLogger, TrainEpisodeLogger, TrainIntervalLogger
+from rl.callbacks import TestLogger, TrainEpisodeLogger, TrainIntervalLogger
 from rl.memory import zeroed_observation
 from tensorflow.keras.callbacks import History
 
-from agents.callbacks import EpisodePrinter, Visualizer
+from agents.callbacks import CallbackList, EpisodePrinter, Visualizer
 from agents.local import LocalPool
 
 WAIT = 30.0  #: s without any result, after which the loop says what it waits for
@@ -194,8 +194,7 @@ class _Run:
         self.callbacks.set_model(agent)
         self.callbacks._set_env(self.env)
         params = {"nb_steps": nb_steps} if self.training else {"nb_episodes": nb_episodes}
-        for callback in self.callbacks.callbacks:
-            callback.set_params(params)
+        self.callbacks.set_params(params)
         agent.training = self.training
         agent.reset_states()
         self.pool.abandon()
@@ -281,8 +280,6 @@ class _Run:
                     terminated = True
         if batch.first[i]:
             episode.obs = obs
-            if episode.number == 0 or not self.one_by_one:
-                pass
             self.callbacks.on_episode_begin(episode.number, logs={"slot": slot, "farm": episode.farm})
             return episode
         if not counted:
