@@ -40,9 +40,8 @@ osim: $(OSIM)/.made ## make the OpenSim environment, .venv-osim
 
 interpreters: $(VENV)/.made ## make environments of other Pythons (2.7 to 3.13), for the tests
 	@$(VENV)/bin/python tests/interpreters.py || { echo; \
-	  echo "Not every Python that the tests run workers in was found, and the reason stands above."; \
-	  echo "  now: install the missing ones, or name them: FARM_PYTHONS=/path/to/python2.7:/path/to/python3.6 make $@"; \
-	  exit 1; }
+	  echo "Not every Python that the tests run workers in was found, the reason stands above: their tests are skipped."; \
+	  echo "  now: install the missing ones, or name them: FARM_PYTHONS=/path/to/python2.7:/path/to/python3.6 make $@"; }
 
 clean: ## remove environments, caches and runs
 	rm -rf $(VENV) $(OSIM) .interpreters runs logs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -36,7 +36,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "env", nargs="+", metavar="ENV", help="a gymnasium id, a recipe, or module:factory from the working directory"
     )
-    parser.add_argument("--slots", type=int, default=os.cpu_count() or 1, metavar="N", help="environments (default: cores)")
+    parser.add_argument(
+        "--slots", type=int, default=os.cpu_count() or 1, metavar="N", help="environments (default: cores)"
+    )
     parser.add_argument("--python", default=sys.executable, metavar="PATH", help="the simulator's Python, 2.7 to 3.13")
     parser.add_argument("--env-kwargs", type=_json_object, default={}, metavar="JSON", help="for every constructor")
     parser.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: %(default)s)")
@@ -114,10 +116,16 @@ def run(args: argparse.Namespace, stop: threading.Event) -> None:
 
 def say(supervisor: Supervisor, version: str, host: str, port: int) -> None:
     """What is offered, and the line to paste into farmlist.py."""
-    print("farm at %s:%d, %d slots, Python %s, logs in %s" % (host, port, len(supervisor.slots), version, supervisor.log_dir))
+    print(
+        "farm at %s:%d, %d slots, Python %s, logs in %s"
+        % (host, port, len(supervisor.slots), version, supervisor.log_dir)
+    )
     for name, ready in supervisor.ready.items():
         about = codec.decode(ready)
-        print("  %s: observation %s, action %s" % (name, _space(about["observation_space"]), _space(about["action_space"])))
+        print(
+            "  %s: observation %s, action %s"
+            % (name, _space(about["observation_space"]), _space(about["action_space"]))
+        )
     where = host if port == PORT else "%s:%d" % (host, port)
     print("in farmlist.py: farmlist_base = [(%r, %d)]" % (where, len(supervisor.slots)))
     print("Ctrl-C stops it.", flush=True)

@@ -1,13 +1,14 @@
 """The session at the researcher's desk: an agent learns from all farms at once.
 
-    ipython -i train.py -- --env Pendulum-v1 --agent ddpg      then: r(100)
-    python train.py --env Pendulum-v1 --episodes 100           the same, unattended
+ipython -i train.py -- --env Pendulum-v1 --agent ddpg      then: r(100)
+python train.py --env Pendulum-v1 --episodes 100           the same, unattended
 """
 
 from __future__ import annotations
 
 import atexit
 import builtins
+import functools
 import logging
 import os
 import re
@@ -30,7 +31,7 @@ from agents import DDPGAgent, make_ddpg
 from agents.callbacks import Callback
 from agents.checkpoint import load_checkpoint, save_checkpoint
 from farmer import Farmer
-from wire.errors import FarmError
+from wire.errors import BadAction, FarmError, FarmlistError
 
 ROOT = Path(__file__).resolve().parent
 AGENTS: dict[str, Callable[..., DDPGAgent]] = {"ddpg": make_ddpg}
@@ -84,7 +85,16 @@ class LocalFarm:
             FarmError: it did not start; what it said is in the text.
         """
         slots = options.slots or os.cpu_count() or 1
-        command = [sys.executable, str(ROOT / "farm.py"), options.env, "--slots", str(slots), "--port", "0", "--until-eof"]
+        command = [
+            sys.executable,
+            str(ROOT / "farm.py"),
+            options.env,
+            "--slots",
+            str(slots),
+            "--port",
+            "0",
+            "--until-eof",
+        ]
         command += ["--log-dir", str(folder / "logs")]
         command += ["--python", str(options.python)] if options.python else []
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +125,8 @@ class LocalFarm:
 
     def stop(self) -> None:
         """Ends it and its workers, within about 6 s."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         try:
             self._process.wait(6.0)
@@ -141,7 +152,13 @@ class Watch(Callback):
         if not console.is_terminal:
             return
         text = "{task.fields[told]}"
-        self._bar = Progress(TextColumn("{task.completed}/{task.total}"), BarColumn(20), TextColumn(text), TimeElapsedColumn(), console=console)
+        self._bar = Progress(
+            TextColumn("{task.completed}/{task.total}"),
+            BarColumn(20),
+            TextColumn(text),
+            TimeElapsedColumn(),
+            console=console,
+        )
         self._task = self._bar.add_task("", total=self.total, told="first steps")
         self._bar.start()
 
@@ -157,7 +174,11 @@ class Watch(Callback):
         seconds = self.session.seconds + time.monotonic() - self._began
         self.session.episodes.append(
             Episode(
-                float(logs["episode_reward"]), int(logs["nb_episode_steps"]), int(logs["slot"]), str(logs["farm"]), seconds
+                float(logs["episode_reward"]),
+                int(logs["nb_episode_steps"]),
+                int(logs["slot"]),
+                str(logs["farm"]),
+                seconds,
             )
         )
         if self._bar is not None:
@@ -216,7 +237,7 @@ class Session:
     def _farmer(self) -> Farmer:
         path = self.options.farmlist or Path("farmlist.py")
         if self.options.farmlist is None and not path.exists():
-            console.print("no farmlist.py here: starting a local farm (copy farmlist.example.py to use other machines)")
+            say("no farmlist.py here: starting a local farm (copy farmlist.example.py to use other machines)")
             self.local = LocalFarm(self.options, self.out)
             farms: Any = [self.local.address]
         else:
@@ -228,23 +249,36 @@ class Session:
                 self.local.stop()
             raise
 
-    def r(self, n: int = 100) -> None:
-        """Trains n episodes; Ctrl-C ends it at once and keeps what was learnt."""
+    def r(self, n: int = 100) -> int:
+        """Trains n episodes; Ctrl-C ends it at once and keeps what was learnt.
+
+        Returns:
+            How many were trained.
+
+        Raises:
+            ValueError: n is no number of episodes.
+            FarmError: farms or actions failed in a way that the training cannot go on with; what was learnt is kept.
+        """
         watch = Watch(self, _positive(n))
         try:
             self.agent.fit(self.farmer, nb_steps=None, nb_episodes=n, callbacks=[watch], verbose=0)
-        except FarmError as error:
-            console.print("%s: %s" % (type(error).__name__, error), markup=False)
-        if watch.done < n:
-            console.print("stopped after %d of %d episodes; r(%d) goes on" % (watch.done, n, n - watch.done))
-        console.print("mean return of the last %d episodes: %.1f" % (min(WINDOW, len(self.episodes)), self.mean_return()))
+        except BadAction as error:
+            raise BadAction(
+                "%s\n  likely: the actor has diverged\n  now: load() brings the last save back" % error
+            ) from error
+        finally:
+            if watch.done < n:
+                say("stopped after %d of %d episodes; r(%d) goes on" % (watch.done, n, n - watch.done))
+            if self.episodes:
+                say("mean return of the last %d episodes: %.1f" % (min(WINDOW, len(self.episodes)), self.mean_return()))
+        return watch.done
 
     def test(self, n: int = 10) -> list[float]:
         """Plays n episodes without noise and without learning; returns their returns."""
         history = self.agent.test(self.farmer, nb_episodes=_positive(n), visualize=False, verbose=0)
         returns = [float(value) for value in history.history.get("episode_reward", [])]
         if returns:
-            console.print("test: mean return %.1f over %d episodes (sd %.1f)" % (np.mean(returns), len(returns), np.std(returns)))
+            say("test: mean return %.1f over %d episodes (sd %.1f)" % (np.mean(returns), len(returns), np.std(returns)))
         return returns
 
     def save(self, path: str | os.PathLike[str] | None = None) -> Path:
@@ -252,7 +286,7 @@ class Session:
         folder = Path(path or self.out / "checkpoint")
         rows = [[e.reward, e.steps, e.slot, e.farm, e.seconds] for e in self.episodes]
         save_checkpoint(self.agent, folder, {"env": self.options.env, "episodes": rows, "seconds": self.seconds})
-        console.print("saved to %s" % folder)
+        say("saved to %s" % folder)
         return folder
 
     def load(self, path: str | os.PathLike[str] | None = None) -> Path:
@@ -265,20 +299,24 @@ class Session:
         extra = load_checkpoint(self.agent, folder)
         self.episodes = [Episode(*row) for row in extra["episodes"]]
         self.seconds = extra["seconds"]
-        console.print("loaded %s: %d episodes, mean return %.1f" % (folder, len(self.episodes), self.mean_return()))
+        say("loaded %s: %d episodes, mean return %.1f" % (folder, len(self.episodes), self.mean_return()))
         return folder
 
     def status(self) -> None:
         """Shows farms, slots and the ledger of steps."""
         state = self.farmer.status()
-        table = Table("farm", "slots", "busy", "steps sent", "done", "crashed", "invalid", "lost", "abandoned", "trouble")
+        table = Table(
+            "farm", "slots", "busy", "steps sent", "done", "crashed", "invalid", "lost", "abandoned", "trouble"
+        )
         for farm in state["farms"]:
             ledger = farm["ledger"]
             names = ("sent", "done", "crashed", "invalid", "lost with its farm", "abandoned")
             slots = "%d of %d" % (farm["slots"], farm["wanted"])
-            table.add_row(farm["farm"], slots, str(farm["busy"]), *(str(ledger[k]) for k in names), farm["trouble"] or "")
+            table.add_row(
+                farm["farm"], slots, str(farm["busy"]), *(str(ledger[k]) for k in names), farm["trouble"] or ""
+            )
         console.print(table)
-        console.print("%d episodes, %d steps, %d updates" % (len(self.episodes), self.agent.step, self.agent.nb_updates))
+        say("%d episodes, %d steps, %d updates" % (len(self.episodes), self.agent.step, self.agent.nb_updates))
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Draws the learning curve to a PNG, and inline in a notebook."""
@@ -302,15 +340,19 @@ class Session:
             from IPython.display import Image, display
 
             display(Image(str(file)))
-        console.print("learning curve: %s" % file)
+        say("learning curve: %s" % file)
         return file
 
     def refarm(self) -> None:
-        """Reads the farmlist again: new farms join, removed ones leave."""
+        """Reads the farmlist again: new farms join, removed ones leave.
+
+        Raises:
+            FarmlistError: it is broken; the farms stay as they were.
+        """
         try:
             self.farmer.refarm()
-        except FarmError as error:
-            console.print("%s: %s\nnothing was changed" % (type(error).__name__, error), markup=False)
+        except FarmlistError as error:
+            raise FarmlistError("%s\nthe farms stay as they were" % error) from None
         self.status()
 
     def mean_return(self) -> float:
@@ -327,17 +369,35 @@ class Session:
 
     def greet(self) -> None:
         """Says what there is to type."""
-        console.print("%s on %s, %d slots" % (self.options.agent, self.options.env, self.farmer.nb_slots))
-        console.print("r(n) train   test(n) evaluate   save() load()   status() plot() refarm()   agent, farmer, session")
+        say("%s on %s, %d slots" % (self.options.agent, self.options.env, self.farmer.nb_slots))
+        say("r(n) train   test(n) evaluate   save() load()   status() plot() refarm()   agent, farmer, session")
 
     def names(self) -> dict[str, Any]:
-        """What the prompt offers."""
-        verbs = ("r", "test", "save", "load", "status", "plot", "refarm", "agent", "farmer")
-        return dict({name: getattr(self, name) for name in verbs}, session=self)
+        """What the prompt offers; there a mistake is told in a line, where the session's own methods raise."""
+        verbs = (self.r, self.test, self.save, self.load, self.status, self.plot, self.refarm)
+        return dict({verb.__name__: _told(verb) for verb in verbs}, agent=self.agent, farmer=self.farmer, session=self)
+
+
+def say(text: str) -> None:
+    """A line for people, never wrapped: it may be read by `grep`."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _told(verb: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(verb)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            result = verb(*args, **kwargs)
+        except (FarmError, ValueError, OSError) as error:
+            say("%s: %s" % (type(error).__name__, error))
+            return None
+        return result if verb.__name__ == "test" else None  # the others have said theirs
+
+    return call
 
 
 def _positive(n: int) -> int:
-    if not isinstance(n, int) or n < 1:
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise ValueError("how many episodes? A whole number from 1, not %r" % (n,))
     return n
 
@@ -362,17 +422,32 @@ def open_session(argv: list[str] | None = None) -> Session | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Trains unattended: returns the exit code, 2 when it could not start, 130 when interrupted."""
-    session = open_session(argv)
+    """Trains unattended.
+
+    Returns:
+        The exit code: 0, 1 when the training failed, 2 when it could not start, 130 when it was interrupted.
+    """
+    try:
+        session = open_session(argv)
+    except KeyboardInterrupt:
+        return 130
     if session is None:
         return 2
-    n = session.options.episodes or 100
-    had = len(session.episodes)
-    session.r(n)
+    try:
+        return _unattended(session, session.options.episodes or 100)
+    finally:
+        session.close()
+
+
+def _unattended(session: Session, n: int) -> int:
+    try:
+        code = 0 if session.r(n) >= n else 130
+    except (FarmError, ValueError) as error:
+        print("train.py: %s: %s" % (type(error).__name__, error), file=sys.stderr)
+        return 1  # and the save before this one stays: these weights may be what failed
     session.save()
     session.plot()
-    session.close()
-    return 0 if len(session.episodes) - had >= n else 130
+    return code
 
 
 if __name__ == "__main__":

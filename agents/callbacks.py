@@ -49,7 +49,14 @@ class EpisodePrinter(Callback):
         self._done += 1
         print(
             "episode %d/%d: reward %.3f, steps %d, on %s slot %d"
-            % (self._done, self.nb_episodes, logs["episode_reward"], logs["nb_episode_steps"], logs["farm"], logs["slot"])
+            % (
+                self._done,
+                self.nb_episodes,
+                logs["episode_reward"],
+                logs["nb_episode_steps"],
+                logs["farm"],
+                logs["slot"],
+            )
         )
 
 

@@ -1,7 +1,7 @@
 """Everything of an agent on disk: written beside, synced, then named; a kill at any instant leaves the save before it.
 
-    FOLDER/LATEST          the name of the newest whole save
-    FOLDER/save-000007/    manifest.json, arrays.npz
+FOLDER/LATEST          the name of the newest whole save
+FOLDER/save-000007/    manifest.json, arrays.npz
 """
 
 from __future__ import annotations
@@ -39,7 +39,12 @@ def save_checkpoint(agent: Any, folder: str | os.PathLike[str], extra: dict[str,
     with open(beside / "arrays.npz", "wb") as file:
         np.savez(file, **arrays)
         _sync(file)
-    manifest = {"format": FORMAT, "agent": type(agent).__name__, "step": int(agent.step), "nb_updates": agent.nb_updates}
+    manifest = {
+        "format": FORMAT,
+        "agent": type(agent).__name__,
+        "step": int(agent.step),
+        "nb_updates": agent.nb_updates,
+    }
     manifest.update(noise=agent._noise.n_steps if agent._noise is not None else 0, rng=_rng(agent), extra=extra or {})
     with open(beside / "manifest.json", "w") as text:
         json.dump(manifest, text)

@@ -19,9 +19,11 @@ from rl.memory import zeroed_observation
 from tensorflow.keras.callbacks import History
 
 from agents.callbacks import CallbackList, EpisodePrinter, Visualizer
+from agents.interrupt import deferred_interrupt
 from agents.local import LocalPool
 
 WAIT = 30.0  #: s without any result, after which the loop says what it waits for
+GLANCE = 0.5  #: s between two looks at whether Ctrl-C was pressed
 
 log = logging.getLogger("agents")
 
@@ -202,8 +204,10 @@ class _Run:
         agent._on_train_begin() if self.training else agent._on_test_begin()
         self.callbacks.on_train_begin()
         try:
-            while not self._finished():
-                self._turn()
+            with deferred_interrupt() as self.interrupt:
+                while not self._finished() and not self.interrupt.wanted:
+                    self._turn()
+            aborted = self.interrupt.wanted
         except KeyboardInterrupt:
             aborted = True
         finally:
@@ -226,10 +230,8 @@ class _Run:
     def _turn(self) -> None:
         """Start episodes, take who is ready, act for them, and learn while the environments step."""
         self._start_episodes()
-        try:
-            batch = self.pool.recv(min_ready=1, timeout=WAIT)
-        except TimeoutError:
-            log.warning("nothing came for %g s; waiting for %s", WAIT, self.pool.status())
+        batch = self._receive()
+        if batch is None:
             return
         made: list[tuple[Episode, dict[str, Any]]] = []
         ready = [episode for i in range(len(batch.slot)) if (episode := self._row(batch, i, made)) is not None]
@@ -237,6 +239,18 @@ class _Run:
         metrics = self._learn(len(made))
         for episode, logs in made:
             self._told(episode, logs, metrics)
+
+    def _receive(self) -> Any:
+        """Whoever is ready; None when Ctrl-C came first. Long waits say what they wait for."""
+        waited = 0.0
+        while not self.interrupt.wanted:
+            try:
+                return self.pool.recv(min_ready=1, timeout=GLANCE)
+            except TimeoutError:
+                waited += GLANCE
+                if waited % WAIT < GLANCE:
+                    log.warning("nothing came for %g s; waiting for %s", waited, self.pool.status())
+        return None
 
     def _start_episodes(self) -> None:
         slots = [slot for slot in self.pool.vacant() if slot not in self.running]
@@ -328,7 +342,9 @@ class _Run:
             episode.action = chosen[episode.slot]
             if self.one_by_one:
                 self.callbacks.on_action_begin(episode.action)
-        self.pool.send([self._shaped(episode.action) for episode in ready], [e.slot for e in ready], repeat=self.repetition)
+        self.pool.send(
+            [self._shaped(episode.action) for episode in ready], [e.slot for e in ready], repeat=self.repetition
+        )
         if self.one_by_one:
             self.callbacks.on_action_end(ready[0].action)
 

@@ -240,7 +240,8 @@ class DDPGAgent(Agent):
         if not np.isfinite(actions).all():
             raise FloatingPointError(
                 "the actor gives %s after %d updates: the training has diverged\n"
-                "  now: load() an earlier save, then try a smaller learning rate or clipnorm" % (actions, self.nb_updates)
+                "  now: load() an earlier save, then try a smaller learning rate or clipnorm"
+                % (actions, self.nb_updates)
             )
         if self.training and self._noise is not None:
             actions = actions + np.stack([self._noise.sample(slot) for slot in slots]).reshape(actions.shape)
@@ -250,7 +251,9 @@ class DDPGAgent(Agent):
 
     def remember(self, episode: Episode, reward: float, next_obs: Any, terminated: bool, truncated: bool) -> None:
         if self.step % self.memory_interval == 0 or terminated or truncated:
-            self._store.add(episode.slot, episode.obs, np.ravel(episode.action), reward, next_obs, terminated, truncated)
+            self._store.add(
+                episode.slot, episode.obs, np.ravel(episode.action), reward, next_obs, terminated, truncated
+            )
 
     def interrupted(self, slot: int) -> None:
         self._store.cut(slot)
@@ -286,7 +289,9 @@ class DDPGAgent(Agent):
         self.nb_updates += count
         return [float(value) for value in values]
 
-    def _update_many(self, states: Any, action: Any, reward: Any, next_states: Any, proceed: Any, critic: bool, actor: bool) -> Any:
+    def _update_many(
+        self, states: Any, action: Any, reward: Any, next_states: Any, proceed: Any, critic: bool, actor: bool
+    ) -> Any:
         """The compiled loop over batches stacked on the first axis: action (K, B, nb_actions), reward (K, B)."""
         total = tf.zeros(2 + len(self._metrics))
         for k in tf.range(tf.shape(action)[0]):
@@ -386,15 +391,19 @@ def _weight_files(filepath: str | os.PathLike[str]) -> list[str]:
 def _check_networks(nb_actions: int, actor: Any, critic: Any, critic_action_input: Any) -> None:
     if len(actor.outputs) != 1 or tuple(actor.outputs[0].shape) != (None, nb_actions):
         raise ValueError(
-            "the actor must give (None, %d), one value an action; it gives %s" % (nb_actions, [tuple(x.shape) for x in actor.outputs])
+            "the actor must give (None, %d), one value an action; it gives %s"
+            % (nb_actions, [tuple(x.shape) for x in actor.outputs])
         )
     if len(critic.outputs) != 1 or tuple(critic.outputs[0].shape) != (None, 1):
         raise ValueError("the critic must give (None, 1); it gives %s" % [tuple(x.shape) for x in critic.outputs])
     if not any(x is critic_action_input for x in critic.inputs):
         raise ValueError("critic_action_input is none of the critic's inputs %s" % [x.name for x in critic.inputs])
     if tuple(critic_action_input.shape) != (None, nb_actions):
-        raise ValueError("critic_action_input must take (None, %d), not %s" % (nb_actions, tuple(critic_action_input.shape)))
+        raise ValueError(
+            "critic_action_input must take (None, %d), not %s" % (nb_actions, tuple(critic_action_input.shape))
+        )
     if len(critic.inputs) != len(actor.inputs) + 1:
         raise ValueError(
-            "the critic must take the action and the actor's %d inputs; it takes %d in all" % (len(actor.inputs), len(critic.inputs))
+            "the critic must take the action and the actor's %d inputs; it takes %d in all"
+            % (len(actor.inputs), len(critic.inputs))
         )

@@ -36,7 +36,8 @@ class LocalPool:
         for env in envs:
             if not callable(getattr(env, "reset", None)) or not callable(getattr(env, "step", None)):
                 raise TypeError(
-                    "%r is no environment: wanted a gym or gymnasium environment (reset, step) or a pool (send, recv)" % (env,)
+                    "%r is no environment: wanted a gym or gymnasium environment (reset, step) or a pool (send, recv)"
+                    % (env,)
                 )
         self.envs = list(envs)
         self.observation_space = getattr(envs[0], "observation_space", None)

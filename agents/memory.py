@@ -209,7 +209,9 @@ class ReplayMemory(Memory):
             ValueError: it is of a memory of another limit; nothing was changed.
         """
         if int(state["limit"]) != self.limit:
-            raise ValueError("the checkpoint's replay holds %d transitions, this agent's %d" % (state["limit"], self.limit))
+            raise ValueError(
+                "the checkpoint's replay holds %d transitions, this agent's %d" % (state["limit"], self.limit)
+            )
         rings = {}
         for name, filled in state.items():
             if name.startswith("ring/"):
@@ -230,7 +232,9 @@ class SequentialStore:
     def __len__(self) -> int:
         return max(0, int(self.memory.nb_entries) - self.memory.window_length - 1)
 
-    def add(self, stream: Hashable, obs: Any, action: Any, reward: float, next_obs: Any, terminated: bool, truncated: bool) -> None:
+    def add(
+        self, stream: Hashable, obs: Any, action: Any, reward: float, next_obs: Any, terminated: bool, truncated: bool
+    ) -> None:
         """One transition; at an episode's end the last observation follows, as keras-rl's own loop does it."""
         terminal = 1 if terminated else TRUNCATED if truncated else 0
         self.memory.append(obs, action, reward, terminal, training=True)
@@ -273,6 +277,7 @@ def store_of(memory: Any, nb_slots: int) -> Any:
     if nb_slots > 1:
         raise ValueError(
             "keras-rl's SequentialMemory holds one environment's steps in a row; %d environments would be mixed up\n"
-            "  now: memory=agents.ReplayMemory(limit=%d, window_length=%d)" % (nb_slots, memory.limit, memory.window_length)
+            "  now: memory=agents.ReplayMemory(limit=%d, window_length=%d)"
+            % (nb_slots, memory.limit, memory.window_length)
         )
     return SequentialStore(memory)

@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium
 import keras
 import numpy as np
-from rl.random import OrnsteinUhlenbeckProcess
+from rl.random import GaussianWhiteNoiseProcess
 
 from agents.ddpg import DDPGAgent
 from agents.memory import ReplayMemory
@@ -27,7 +27,9 @@ def mlp_actor(
     x = keras.layers.Flatten()(observation)
     for width in hidden:
         x = keras.layers.Dense(width, "relu", kernel_initializer=_kernel(seeds))(x)
-    small = keras.initializers.RandomUniform(-3e-3, 3e-3, seed=_next(seeds))  # first actions near the middle: DDPG, sec. 7
+    small = keras.initializers.RandomUniform(
+        -3e-3, 3e-3, seed=_next(seeds)
+    )  # first actions near the middle: DDPG, sec. 7
     x = keras.layers.Dense(low.size, "tanh", kernel_initializer=small)(x)
     scale, offset = ((high - low) / 2).ravel().tolist(), ((high + low) / 2).ravel().tolist()
     return keras.Model(observation, keras.layers.Rescaling(scale, offset, name="to_bounds")(x), name="actor")
@@ -84,7 +86,8 @@ def make_ddpg(
     if not isinstance(observation_space, gymnasium.spaces.Box):
         raise ValueError(
             "DDPG wants a Box of observations, and this environment has %s\n"
-            "  now: flatten it in a factory of your own (gymnasium.wrappers.FlattenObservation) and farm that" % observation_space
+            "  now: flatten it in a factory of your own (gymnasium.wrappers.FlattenObservation) and farm that"
+            % observation_space
         )
     if not isinstance(action_space, gymnasium.spaces.Box) or not action_space.is_bounded():
         raise ValueError("DDPG wants a bounded Box of actions, and this environment has %s" % action_space)
@@ -100,7 +103,8 @@ def make_ddpg(
         "nb_steps_warmup_critic": 1000,
         "nb_steps_warmup_actor": 1000,
         "target_model_update": 5e-3,
-        "random_process": OrnsteinUhlenbeckProcess(theta=0.15, mu=0.0, sigma=0.3 * span, dt=0.1, size=nb_actions),
+        "gamma": 0.98,
+        "random_process": GaussianWhiteNoiseProcess(sigma=0.1 * span, size=nb_actions),
     }
     agent = DDPGAgent(nb_actions, actor, critic, action, **dict(chosen, **settings))
     agent.compile(keras.optimizers.Adam(learning_rate))

@@ -2,8 +2,8 @@
 
 python benchmarks/step_latency.py
 
-The environment does nothing: 339 floats out, 22 in, as OpenSim's L2M2019. Ours and the peer's rounds are interleaved and
-the medians are taken, so that what else the machine does falls on both.
+The environment does nothing: 339 floats out, 22 in, as OpenSim's L2M2019. Ours and the peer's rounds are interleaved
+and the medians are taken, so that what else the machine does falls on both.
 """
 
 from __future__ import annotations
@@ -87,14 +87,10 @@ def main() -> None:
             one.reset()
             eight.reset()
 
-            def ours_eight() -> None:
-                pool.send(actions, slots)
-                pool.recv(min_ready=8)
-
             figures = median_rounds(
                 timed(lambda: remote.step(action)),
                 timed(lambda: one.step(actions[:1])),
-                timed(ours_eight),
+                timed(lambda: pool.step(actions, slots)),
                 timed(lambda: eight.step(actions)),
             )
             remote.close()

@@ -24,7 +24,9 @@ env = gym.make("Pendulum-v1")
 nb_actions = env.action_space.shape[0]
 shape = (1, *env.observation_space.shape)
 
-actor = Sequential([Input(shape), Flatten(), Dense(64), Activation("relu"), Dense(64), Activation("relu"), Dense(nb_actions)])
+actor = Sequential(
+    [Input(shape), Flatten(), Dense(64), Activation("relu"), Dense(64), Activation("relu"), Dense(nb_actions)]
+)
 
 action_input = Input((nb_actions,), name="action_input")
 observation_input = Input(shape, name="observation_input")

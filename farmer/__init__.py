@@ -1,7 +1,7 @@
 """The host's side: reads the farmlist, keeps leases on all farms, and moves actions and results.
 
-    from farmer import Farmer
-    farmer = Farmer("Pendulum-v1", farmlist="farmlist.py")
+from farmer import Farmer
+farmer = Farmer("Pendulum-v1", farmlist="farmlist.py")
 """
 
 from farmer.env import RemoteEnv

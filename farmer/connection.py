@@ -1,6 +1,7 @@
 """One farm over Pyro4: the only file of the host's side that knows Pyro4.
 
-A farm is four verbs: describe, acquire, exchange, release. Another engine can stand behind them without a change elsewhere.
+A farm is four verbs: describe, acquire, exchange, release. Another engine can stand behind them without a change
+elsewhere.
 """
 
 from __future__ import annotations

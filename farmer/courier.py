@@ -58,12 +58,13 @@ class Courier:
         for thread in self._threads:
             thread.start()
 
-    def put(self, commands: list[Command]) -> None:
-        """Queues commands; returns at once."""
+    def put(self, commands: list[Command], wake: bool = True) -> None:
+        """Queues commands; returns at once. Without `wake` the caller drives next, so no thread need be woken."""
         with self._state:
             self._queue += commands
             self._under_way.update((command[0], command[1]) for command in commands)
-            self._state.notify_all()
+            if wake or self._polling:
+                self._state.notify_all()
 
     def want(self, everything: bool) -> None:
         """Says whether the reader waits for all that is under way, or for whoever is ready."""
@@ -75,26 +76,32 @@ class Courier:
         Returns:
             Whether it did; replies went to `on_replies` then, in this thread.
         """
-        with self._state:
-            if self._polling or self._driven or self._broken or self._closed or not self._under_way:
-                return False
-            self._driven = self._polling = True
-            commands, self._queue = self._queue, []
-            together = len(self._under_way) if self._together else 1
         replies: list[Reply] = []
+        mine = False
         try:
+            with self._state:
+                if self._polling or self._driven or self._broken or self._closed or not self._under_way:
+                    return False
+                mine = self._driven = self._polling = True
+                commands, self._queue = self._queue, []
+                together = len(self._under_way) if self._together else 1
             assert self._poll_line is not None
             replies = self._poll_line.exchange(self.lease, commands, min(wait, WAIT), together)
         except FarmError:
             self._broken = True  # the poller finds out what became of it
         except BaseException:
-            self._broken = True  # Ctrl-C in the middle of a call
+            self._broken = mine  # Ctrl-C in the middle of a call
             raise
         finally:
-            with self._state:
-                self._driven = self._polling = False
-                self._state.notify_all()
+            if mine:
+                with self._state:
+                    self._driven = self._polling = False
+                    if self._broken or self._closed or self._queue:
+                        self._state.notify_all()
         self._take(replies)
+        with self._state:
+            if self._under_way:
+                self._state.notify_all()  # the poller brings the rest, should the caller not come back for it
         return True
 
     def close(self, limit: float = 3.0) -> None:

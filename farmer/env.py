@@ -18,7 +18,9 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
     Observations, rewards and infos arrive just as the environment gave them.
     """
 
-    def __init__(self, env: str, farmlist: str | os.PathLike[str] | Iterable[Any] = "farmlist.py", timeout: float = 600.0):
+    def __init__(
+        self, env: str, farmlist: str | os.PathLike[str] | Iterable[Any] = "farmlist.py", timeout: float = 600.0
+    ):
         """Leases one slot; raises as `Farmer` does.
 
         Args:
@@ -43,7 +45,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         while not self._farmer.vacant():
             self._farmer.collect(1, self._timeout)
         self._farmer.reset([0], [seed], options)
-        row = self._one()
+        row = self._one(self._farmer.collect(1, self._timeout))
         return row.obs, row.info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -54,12 +56,10 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
             EnvironmentFault: it raised, or its worker died; the step is no transition, reset to go on.
             FarmTimeout: it did not answer within the limit; its late answer is nobody's.
         """
-        self._farmer.send([action], [0])
-        row = self._one()
+        row = self._one(self._farmer.call(action, 0, self._timeout))
         return row.obs, row.reward, row.terminated, row.truncated, row.info
 
-    def _one(self) -> Row:
-        rows = self._farmer.collect(1, self._timeout)
+    def _one(self, rows: list[Row]) -> Row:
         if not rows:
             raise BadSlot("the slot came back without an answer; reset to go on")
         if rows[0].lost:

@@ -74,7 +74,8 @@ def _from_file(path: Path) -> list[FarmAddress]:
 def _check(entries: Any, where: str, lines: dict[int, int]) -> list[FarmAddress]:
     if not isinstance(entries, (list, tuple)) or not entries:
         raise FarmlistError(
-            "%s: %s must be a list with at least one farm, not %r\n  wanted: %s" % (_at(where, lines, -1), NAME, entries, EXAMPLE)
+            "%s: %s must be a list with at least one farm, not %r\n  wanted: %s"
+            % (_at(where, lines, -1), NAME, entries, EXAMPLE)
         )
     farms: list[FarmAddress] = []
     for index, entry in enumerate(entries):

@@ -1,9 +1,9 @@
 """The farmer: leases on all farms of the farmlist, as one pool of environments with `send` and `recv`.
 
-    farmer = Farmer("Pendulum-v1", [("127.0.0.1", 4)])
-    farmer.reset(farmer.vacant())
-    batch = farmer.recv()                       # whoever is ready
-    farmer.send(actions, batch.slot)
+farmer = Farmer("Pendulum-v1", [("127.0.0.1", 4)])
+farmer.reset(farmer.vacant())
+batch = farmer.recv()                       # whoever is ready
+farmer.send(actions, batch.slot)
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ from wire.errors import (
 )
 
 RETRY = 5.0  #: s between tries to reach a farm that is away
-RESET_RETRY = 1.0  #: s before a slot whose reset failed is vacant again, so that a broken one does not keep the host busy
+RESET_RETRY = (
+    1.0  #: s before a slot whose reset failed is vacant again, so that a broken one does not keep the host busy
+)
 
 log = logging.getLogger("farmer")
 
@@ -218,17 +220,35 @@ class Farmer:
             BadAction: a wrong number, shape or dtype, or NaN; nothing was sent.
             BadSlot: a slot is busy or has no episode; nothing was sent.
         """
+        self._send(actions, slots, repeat, True)
+
+    def step(self, actions: Any, slots: Sequence[int], timeout: float | None = 60.0) -> Batch:
+        """`send`, and `recv` of all that is then under way, in one call: the fastest way to step all in a row.
+
+        Where one farm has all the slots this costs no change of thread. Arguments and errors as theirs.
+        """
+        self._send(actions, slots, 1, False)
+        return self.recv(self._under_way() + len(self._rows), timeout)
+
+    def call(self, action: Any, slot: int, timeout: float | None) -> list[Row]:
+        """One slot's step, for a pool that has no other: rows just as they came."""
+        self._send([action], [slot], 1, False)
+        return self.collect(1, timeout)
+
+    def _send(self, actions: Any, slots: Sequence[int], repeat: int, wake: bool) -> None:
         slots = [int(slot) for slot in slots]
         if len(actions) != len(slots):
             raise BadAction("%d actions for %d slots" % (len(actions), len(slots)))
-        bodies = [codec.encode({"action": self._checked(a, s), "repeat": repeat}) for a, s in zip(actions, slots, strict=True)]
+        bodies = [
+            codec.encode({"action": self._checked(a, s), "repeat": repeat}) for a, s in zip(actions, slots, strict=True)
+        ]
         with self._lock:
             for slot in slots:
                 place = self._place(slot)
                 if place.sent is not None or not place.episode:
                     what = "is busy" if place.sent is not None else "has no episode: reset it first"
                     raise BadSlot("slot %d %s" % (slot, what))
-            self._dispatch(slots, protocol.STEP, bodies)
+            self._dispatch(slots, protocol.STEP, bodies, wake)
 
     def recv(self, min_ready: int = 1, timeout: float | None = 60.0) -> Batch:
         """Collect the results that are in, at least `min_ready` of them.
@@ -260,7 +280,7 @@ class Farmer:
                     if self._rows:
                         break
                     raise FarmTimeout(
-                        "no result within %g s; under way: %d\n%s" % (timeout, self.busy, self._troubles())
+                        "no result within %s s; under way: %d\n%s" % (timeout, self.busy, self._troubles())
                     )
                 # Slots that wait after a failed reset become vacant by time alone, without a notification.
                 self._arrived.wait(left if not idle else min(left or 0.5, 0.5))
@@ -376,7 +396,7 @@ class Farmer:
             offered = int(line.about["slots"])
             if address.slots > offered:
                 raise NoFreeSlot(
-                    "the farmlist wants %d slots of %s, which offers %d\n  now: start it with --slots %d, or ask for less"
+                    "the farmlist wants %d slots of %s, which offers %d\n  now: start it with --slots %d, or want less"
                     % (address.slots, address, offered, address.slots)
                 )
         present = [farm for farm in self._farms if farm.address in lines]
@@ -388,7 +408,9 @@ class Farmer:
                 % (self._slots, sum(farm.address.slots for farm in self._farms))
             )
         if not any(free):
-            raise NoFreeSlot("no slot is free on %s: other hosts hold them" % ", ".join(str(f.address) for f in present))
+            raise NoFreeSlot(
+                "no slot is free on %s: other hosts hold them" % ", ".join(str(f.address) for f in present)
+            )
         for farm, count in zip(present, balance.share(free, limit), strict=True):
             farm.wanted = count
             if self._slots is None and count < farm.address.slots:
@@ -510,7 +532,7 @@ class Farmer:
 
     def _enough(self, min_ready: int, idle: bool) -> bool:
         if self._rows:
-            under_way = sum(place.sent is not None for place in self._places)
+            under_way = self._under_way()
             return len(self._rows) >= min(min_ready, len(self._rows) + under_way)
         if self._closed:
             raise NothingSent("the farmer is closed")
@@ -523,7 +545,7 @@ class Farmer:
             raise BadSlot("slot %r: this pool has slots 0 to %d" % (slot, len(self._places) - 1))
         return self._places[slot]
 
-    def _dispatch(self, slots: list[int], kind: int, bodies: list[bytes]) -> None:
+    def _dispatch(self, slots: list[int], kind: int, bodies: list[bytes], wake: bool = True) -> None:
         by_farm: dict[int, tuple[_Farm, list[Any]]] = {}
         for slot, body in zip(slots, bodies, strict=True):
             place = self._places[slot]
@@ -537,7 +559,10 @@ class Farmer:
             by_farm.setdefault(id(place.farm), (place.farm, []))[1].append([place.far, place.seq, kind, body])
         for farm, commands in by_farm.values():
             assert farm.courier is not None
-            farm.courier.put(commands)
+            farm.courier.put(commands, wake or len(by_farm) > 1)
+
+    def _under_way(self) -> int:
+        return sum(place.sent is not None for place in self._places)
 
     def _on_replies(self, farm: _Farm, courier: Courier, replies: list[Reply]) -> None:
         with self._lock:
@@ -596,7 +621,9 @@ class Farmer:
             except (TypeError, ValueError) as error:
                 raise BadAction("the action for slot %d is no array: %s" % (slot, error)) from None
             if array.shape != space.shape:
-                raise BadAction("the action for slot %d has shape %s; %s wants %s" % (slot, array.shape, self.env, space.shape))
+                raise BadAction(
+                    "the action for slot %d has shape %s; %s wants %s" % (slot, array.shape, self.env, space.shape)
+                )
             if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
                 raise BadAction("the action for slot %d is not finite: %s" % (slot, array))
             return array

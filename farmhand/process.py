@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -17,7 +18,7 @@ WORKER = Path(__file__).resolve().parent / "worker"
 WIRE = Path(codec.__file__).resolve().parent
 
 PIPE_SIZE = 1 << 20  #: bytes; a frame of pixels then passes in one read
-READ_SIZE = 1 << 20
+READ_SIZE = 1 << 16
 
 #: A farm runs one simulator per core; math libraries that start a thread per core each would fight over them.
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -41,7 +42,7 @@ class WorkerProcess:
         self.fault: str | None = None  # why the environment could not be built, said by the worker itself
         self._out = bytearray()
         self._frames = protocol.FrameReader()
-        environment = dict({name: "1" for name in ONE_THREAD}, **os.environ)
+        environment = dict(dict.fromkeys(ONE_THREAD, "1"), **os.environ)
         with open(log, "ab") as stderr:
             self._log_start = stderr.tell()
             self.popen = subprocess.Popen(
@@ -50,9 +51,10 @@ class WorkerProcess:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 env=environment,
-                start_new_session=True,  # Ctrl-C at the farm's terminal is the farm's; and the whole group can be killed
+                start_new_session=True,  # Ctrl-C at the farm's terminal is the farm's; the group can be killed
             )
-        assert self.popen.stdin is not None and self.popen.stdout is not None
+        assert self.popen.stdin is not None
+        assert self.popen.stdout is not None
         self.stdin, self.stdout = self.popen.stdin.fileno(), self.popen.stdout.fileno()
         for pipe in (self.stdin, self.stdout):
             os.set_blocking(pipe, False)
@@ -106,15 +108,11 @@ class WorkerProcess:
 
     def end(self, grace: float = 0.0) -> str:
         """Ends the whole process group and says how the worker ended: at most `grace` + 1 s."""
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.popen.wait(grace)
-        except subprocess.TimeoutExpired:
-            pass
         by_itself = self.popen.poll() is not None
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # the group is gone
             os.killpg(self.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass  # the group is gone
         try:
             self.popen.wait(1.0)
         except subprocess.TimeoutExpired:
@@ -124,9 +122,9 @@ class WorkerProcess:
         return self._obituary(by_itself)
 
     def _close(self) -> None:
-        assert self.popen.stdin is not None and self.popen.stdout is not None
         for pipe in (self.popen.stdin, self.popen.stdout):
-            pipe.close()
+            if pipe is not None:
+                pipe.close()
         if self.pidfd is not None:
             os.close(self.pidfd)
             self.pidfd = None
@@ -157,7 +155,5 @@ def _widen(pipe: int) -> None:
 
     command = getattr(fcntl, "F_SETPIPE_SZ", None)  # Linux, Python >= 3.10
     if command is not None:
-        try:
+        with contextlib.suppress(OSError):  # over the user's limit: the default size only costs more reads
             fcntl.fcntl(pipe, command, PIPE_SIZE)
-        except OSError:
-            pass  # over the user's limit: the default size only costs more reads

@@ -1,7 +1,7 @@
 """What a host may call: the farm's four verbs and its slots, as Pyro4 objects.
 
-    PYRO:farm@host:port      describe, acquire, exchange, release   (a farmer's)
-    PYRO:slot-3@host:port    reset, step, release                   (a script's, with Pyro4 alone)
+PYRO:farm@host:port      describe, acquire, exchange, release   (a farmer's)
+PYRO:slot-3@host:port    reset, step, release                   (a script's, with Pyro4 alone)
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from wire.errors import LeaseLost, NoFreeSlot, NoSuchEnvironment, ProtocolMismat
 
 LEASE_LIMIT = 8.0  #: s without a call of its holder, after which a lease is freed; hosts call every 2 s
 LONGEST_WAIT = 5.0  #: s that one exchange may be asked to wait
+GATHER = 5e-5  #: s between two looks while lingering: a look a reply would take the cores from the workers
 LINGER = 0.005  #: s after the first reply that an exchange waits for the others its host wants together
 BACK_OFF = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  #: s before the next try, after so many failed constructions in a row
 STOP_LIMIT = 3.0  #: s that all workers together have for closing their environments when the farm stops
@@ -132,8 +133,7 @@ class Supervisor:
                     if now >= deadline:
                         raise StartError(
                             "%s was not built within %g s: its constructor hangs, or needs more time\n"
-                            "  now: give it more with --start-timeout SECONDS, or see %s"
-                            % (name, limit, self.log_dir)
+                            "  now: give it more with --start-timeout SECONDS, or see %s" % (name, limit, self.log_dir)
                         )
                     if now >= said:
                         log.info("waiting for %s to be built, up to %g s", name, limit)
@@ -168,7 +168,9 @@ class Supervisor:
             free = sum(self._is_free(slot) for slot in self.slots)
             return {"slots": len(self.slots), "free": free, "envs": dict(self.ready)}
 
-    def acquire(self, env: str, count: int, version: int, expires: bool = True, numbers: list[int] | None = None):
+    def acquire(
+        self, env: str, count: int, version: int, expires: bool = True, numbers: list[int] | None = None
+    ) -> Lease:
         """Leases `count` slots that run `env`, or exactly the slots in `numbers`.
 
         Returns:
@@ -179,7 +181,8 @@ class Supervisor:
         """
         if version != protocol.VERSION:
             raise ProtocolMismatch(
-                "this farm speaks protocol %d, the host %s: bring both to the same version" % (protocol.VERSION, version)
+                "this farm speaks protocol %d, the host %s: bring both to the same version"
+                % (protocol.VERSION, version)
             )
         if env not in self.ready:
             raise NoSuchEnvironment(
@@ -235,13 +238,15 @@ class Supervisor:
         lingering = False
         pause = 0.0 if lease.outbox else max(0.0, deadline - time.monotonic())
         while True:
+            if lingering:
+                time.sleep(GATHER)
             events = lease.pipes.select(pause)
             with self._lock:
-                for key, mask in events:
+                for key, _ in events:
                     if key.data is None:
                         lease.bell.hush()
                     else:
-                        self._attend(*key.data, mask)
+                        self._attend(*key.data)
                 self._lease(token)
                 if lease.outbox and not lingering:
                     lingering, deadline = True, min(deadline, time.monotonic() + LINGER)
@@ -284,7 +289,9 @@ class Supervisor:
     def _lease(self, token: str) -> Lease:
         lease = self._leases.get(token)
         if lease is None:
-            raise LeaseLost("this lease is not known here: it was released, or its host did not call for %g s" % LEASE_LIMIT)
+            raise LeaseLost(
+                "this lease is not known here: it was released, or its host did not call for %g s" % LEASE_LIMIT
+            )
         lease.seen = time.monotonic()
         return lease
 
@@ -335,12 +342,12 @@ class Supervisor:
         while not self._stopping:
             with self._lock:
                 pause = self._tend()
-            for key, mask in self._selector.select(pause):
+            for key, _ in self._selector.select(pause):
                 if key.data is None:
                     self._bell.hush()
                     continue
                 with self._lock:
-                    self._attend(*key.data, mask)
+                    self._attend(*key.data)
 
     def _tend(self) -> float:
         """Starts workers, frees leases whose time has come, watches full pipes; returns seconds until the next."""
@@ -385,7 +392,7 @@ class Supervisor:
         elif watched and not waiting:
             self._selector.unregister(worker.stdin)
 
-    def _attend(self, worker: WorkerProcess, what: str, mask: int) -> None:
+    def _attend(self, worker: WorkerProcess, what: str) -> None:
         if self._workers.get(worker.slot) is not worker:
             return  # it was ended while this event waited
         if what == "room":
@@ -470,7 +477,7 @@ def check_python(python: str, limit: float = 30.0) -> str:
         raise StartError("--python %s is no Python: %s" % (python, (run.stderr or "it printed nothing").strip()[-300:]))
     if run.returncode != 0 or len(said) < 2:
         raise StartError(
-            "Python %s at %s has no working numpy, the one package that a worker needs\n  now: %s -m pip install numpy\n  %s"
+            "Python %s at %s has no working numpy, the one package a worker needs\n  now: %s -m pip install numpy\n  %s"
             % (said[0], python, python, run.stderr.strip().splitlines()[-1] if run.stderr.strip() else "")
         )
     return "%s, numpy %s" % (said[0], said[1])

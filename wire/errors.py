@@ -1,21 +1,21 @@
 """The error tree, drawn once. Each message says what, where, why and what to do now.
 
-    FarmError                    anything this project raises on purpose
-    |-- FarmlistError            farmlist.py is missing, broken or of the wrong shape (file and line)
-    |-- FarmUnreachable          no farm answered at an address
-    |-- FarmTimeout              nothing came in time
-    |-- FarmLost                 a farm that had answered is gone; its episodes end as truncated
-    |-- ProtocolMismatch         farm and host speak different versions of the protocol
-    |-- FarmRefused              a farm answered, and said no
-    |   |-- NoSuchEnvironment    not in the farm's catalog (with close names)
-    |   |-- NoFreeSlot           more slots were asked for than are free
-    |   `-- LeaseLost            the lease is unknown to the farm: freed, or of another host
-    |-- NothingSent              `recv` was called with no command under way
-    |-- BadAction                an action of the wrong shape or with NaN: refused at the host, never sent
-    |-- BadSlot                  a slot that is not this pool's, or is busy, or has no episode
-    `-- EnvironmentFault         the environment raised, or its worker died: the far traceback is in the text
+FarmError                    anything this project raises on purpose
+|-- FarmlistError            farmlist.py is missing, broken or of the wrong shape (file and line)
+|-- FarmUnreachable          no farm answered at an address
+|-- FarmTimeout              nothing came in time
+|-- FarmLost                 a farm that had answered is gone; its episodes end as truncated
+|-- ProtocolMismatch         farm and host speak different versions of the protocol
+|-- FarmRefused              a farm answered, and said no
+|   |-- NoSuchEnvironment    not in the farm's catalog (with close names)
+|   |-- NoFreeSlot           more slots were asked for than are free
+|   `-- LeaseLost            the lease is unknown to the farm: freed, or of another host
+|-- NothingSent              `recv` was called with no command under way
+|-- BadAction                an action of the wrong shape or with NaN: refused at the host, never sent
+|-- BadSlot                  a slot that is not this pool's, or is busy, or has no episode
+`-- EnvironmentFault         the environment raised, or its worker died: the far traceback is in the text
 
-    StartError                   farm.py cannot offer an environment (slave's side only)
+StartError                   farm.py cannot offer an environment (slave's side only)
 """
 
 
@@ -80,9 +80,7 @@ class StartError(FarmError):
 
 
 #: What may cross the wire as (name, text) and is raised under its own class on the host.
-BY_NAME = {
-    error.__name__: error for error in (FarmRefused, NoSuchEnvironment, NoFreeSlot, LeaseLost, ProtocolMismatch)
-}
+BY_NAME = {error.__name__: error for error in (FarmRefused, NoSuchEnvironment, NoFreeSlot, LeaseLost, ProtocolMismatch)}
 
 
 def from_wire(name: str, text: str) -> FarmError:

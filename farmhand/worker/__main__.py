@@ -45,9 +45,8 @@ def import_own(wire):
     sys.dont_write_bytecode = True  # many workers of many Pythons start from this one folder, maybe a read-only one
     sys.path[:0] = [here, wire]
     try:
-        import host
-
         import codec
+        import host
         import protocol
     finally:
         sys.path[:] = path

@@ -1,0 +1,381 @@
+"""train.py as its users meet it: IPython in a terminal, an unattended run in a pipe, and everything that can be typed wrongly.
+
+.venv/bin/python -m pytest tests/test_train.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pexpect
+import psutil
+import pytest
+from helpers import poll_until
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TRAIN = str(ROOT / "train.py")
+PROMPT = r"In \[\d+\]: "
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class Farms:
+    """Real farms on free ports, each a process of its own in a folder of its own."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def start(self, *arguments: str) -> str:
+        """Starts one; returns its address."""
+        number = len(self.processes)
+        line = [sys.executable, str(ROOT / "farm.py"), *arguments, "--port", "0", "--log-dir", f"logs-{number}"]
+        with open(self.folder / f"farm-{number}.err", "w") as log:
+            process = subprocess.Popen(line, cwd=self.folder, stdout=subprocess.PIPE, stderr=log, text=True)
+        self.processes.append(process)
+        said = process.stdout.readline()
+        assert said.startswith("farm at "), (self.folder / f"farm-{number}.err").read_text()
+        return said.split()[2].rstrip(",")
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.wait(10)
+            process.stdout.close()
+
+
+@pytest.fixture
+def farms(tmp_path):
+    running = Farms(tmp_path)
+    yield running
+    running.stop()
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+class Prompt:
+    """IPython on train.py, behind a terminal."""
+
+    def __init__(self, folder: pathlib.Path, *arguments: str):
+        line = ["-m", "IPython", "--simple-prompt", "--no-banner", "--colors", "NoColor", "-i", TRAIN, "--"]
+        surroundings = dict(os.environ, IPYTHONDIR=str(folder / "ipython"), TERM="dumb")
+        self.child = pexpect.spawn(
+            sys.executable,
+            [*line, *arguments],
+            cwd=str(folder),
+            env=surroundings,
+            timeout=40,
+            encoding="utf-8",
+            dimensions=(50, 160),
+            echo=False,
+        )
+        self.greeting = self.wait()
+
+    def wait(self, limit: float = 40) -> str:
+        """What was said until the next prompt."""
+        self.child.expect(PROMPT, timeout=limit)
+        return self.child.before
+
+    def type(self, line: str, limit: float = 40) -> str:
+        self.child.sendline(line)
+        return self.wait(limit)
+
+    def quit(self) -> None:
+        self.child.sendline("exit")
+        self.child.expect(pexpect.EOF, timeout=15)
+        self.child.close()
+
+    def kill(self) -> None:
+        self.child.close(force=True)
+
+
+@pytest.fixture
+def prompt(tmp_path):
+    opened = []
+
+    def start(*arguments: str) -> Prompt:
+        opened.append(Prompt(tmp_path, *arguments))
+        return opened[-1]
+
+    yield start
+    for one in opened:
+        one.kill()
+
+
+def run(folder: pathlib.Path, *arguments: str, limit: float = 60) -> subprocess.CompletedProcess[str]:
+    """`python train.py ...` in a folder, to its end."""
+    return subprocess.run(
+        [sys.executable, TRAIN, *arguments], cwd=folder, capture_output=True, text=True, timeout=limit, check=False
+    )
+
+
+# At the prompt.
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:.*forkpty:DeprecationWarning"
+)  # pexpect's, where other tests left threads of TensorFlow
+def test_a_session_in_ipython_from_the_first_r_to_a_restart(prompt, tmp_path):
+    options = ["--env", "Pendulum-v1", "--seed", "1", "--slots", "2", "--out", str(tmp_path / "out")]
+    first = prompt(*options)
+    assert "starting a local farm" in first.greeting
+    for name in ("r(n)", "test(n)", "save()", "load()", "status()", "plot()", "refarm()"):
+        assert name in first.greeting
+
+    assert "mean return of the last 3 episodes" in first.type("r(3)")
+    slots = first.type("print(sorted(row['pid'] for row in farmer_rows())) if 'farmer_rows' in globals() else None")
+    assert "Error" not in slots
+    workers = {process.pid for process in descendants(first.child.pid)}
+    assert len(workers) >= 3  # a farm and two workers
+
+    first.child.sendline("r(1000)")
+    time.sleep(1.5)  # long enough to be in the middle of it
+    first.child.sendintr()
+    pressed = time.monotonic()
+    said = first.wait(10)
+    assert time.monotonic() - pressed < 2
+    stopped = re.search(r"stopped after (\d+) of 1000 episodes; r\((\d+)\) goes on", said)
+    assert stopped, said
+    assert int(stopped[1]) + int(stopped[2]) == 1000
+    assert "Traceback" not in said
+
+    said = first.type("r(2)")
+    assert "stopped" not in said
+    assert "mean return" in said
+    assert {process.pid for process in descendants(first.child.pid)} == workers, "the same farm and workers go on"
+    assert "2 of 2" in first.type("status()")
+    assert "saved to" in first.type("save()")
+    first.quit()
+    poll_until(lambda: not any(psutil.pid_exists(pid) for pid in workers), 8, "the end of farm and workers")
+
+    second = prompt(*options)
+    loaded = re.search(r"(\d+) episodes, mean return (-?\d+)", second.type("load()"))
+    assert loaded
+    assert int(loaded[1]) == 5 + int(stopped[1])
+    assert "mean return" in second.type("returns = test(1)")
+    assert "1 -" in second.type("print(len(returns), returns[0])")
+    assert re.search(r"%s episodes, \d{4,} steps" % loaded[1], second.type("status()"))
+    assert "learning curve" in second.type("plot()")
+    assert (tmp_path / "out" / "returns.png").read_bytes().startswith(PNG)
+    second.quit()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*forkpty:DeprecationWarning")
+def test_a_mistake_at_the_prompt_is_told_in_a_line_and_the_session_lives_on(prompt):
+    here = prompt("--env", "Pendulum-v1", "--slots", "1")
+    for wrong in ("r(0)", "r('x')", "r(True)", "test(-1)", "r(1.5)"):
+        said = here.type(wrong)
+        assert "how many episodes? A whole number from 1, not" in said
+        assert "Traceback" not in said
+    said = here.type("load('nowhere')")
+    assert "FileNotFoundError: no checkpoint at nowhere" in said
+    assert "Traceback" not in said
+    assert "the farms stay as they were" not in here.type("refarm()")
+    here.type("session.save()")
+    # A diverged actor: NaN in every weight.
+    here.type("agent.actor.set_weights([w * float('nan') for w in agent.actor.get_weights()])")
+    said = here.type("r(2)")
+    assert "BadAction" in said
+    assert "not finite" in said
+    assert "load() brings the last save back" in said
+    assert "Traceback" not in said
+    assert "loaded" in here.type("load()")
+    said = here.type("r(1)")
+    assert "mean return of the last 1 episodes" in said
+    assert "stopped" not in said
+    here.quit()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*forkpty:DeprecationWarning")
+def test_a_session_that_cannot_start_says_why_and_leaves_a_plain_prompt(prompt, tmp_path):
+    (tmp_path / "farmlist.py").write_text("farmlist_base = [(\n")
+    here = prompt("--env", "Pendulum-v1")
+    assert "FarmlistError: farmlist.py, line 1" in here.greeting
+    assert "Traceback" not in here.greeting
+    here.quit()
+
+
+# Unattended.
+
+
+@pytest.mark.slow
+def test_an_unattended_run_trains_saves_draws_and_leaves_nothing(tmp_path):
+    done = run(tmp_path, "--env", "Pendulum-v1", "--episodes", "4", "--slots", "2")
+    assert done.returncode == 0, done.stderr
+    assert "no farmlist.py here: starting a local farm" in done.stdout
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("episode 4/4  return")], done.stdout
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "\r" not in done.stdout
+    out = tmp_path / "runs" / "Pendulum-v1"
+    assert (out / "returns.png").read_bytes().startswith(PNG)
+    save = out / "checkpoint" / (out / "checkpoint" / "LATEST").read_text().strip()
+    assert {path.name for path in save.iterdir()} == {"manifest.json", "arrays.npz"}
+
+    again = run(tmp_path, "--env", "Pendulum-v1", "--episodes", "1", "--slots", "1", "--resume")
+    assert again.returncode == 0, again.stderr
+    assert "4 episodes, mean return" in again.stdout
+
+
+@pytest.mark.slow
+def test_a_farmlist_with_two_farms_uses_both(farms, tmp_path):
+    a = farms.start("Pendulum-v1", "--slots", "1")
+    b = farms.start("Pendulum-v1", "--slots", "2")
+    (tmp_path / "farmlist.py").write_text(f"farmlist_base = [({a!r}, 1), ({b!r}, 2)]\n")
+    done = run(tmp_path, "--env", "Pendulum-v1", "--episodes", "9")
+    assert done.returncode == 0, done.stderr
+    assert "local farm" not in done.stdout
+    out = tmp_path / "runs" / "Pendulum-v1" / "checkpoint"
+    text = (out / (out / "LATEST").read_text().strip() / "manifest.json").read_text()
+    assert text.count(a) >= 1
+    assert text.count(b) >= 2
+    assert text.count(a) + text.count(b) == 9
+
+
+@pytest.mark.slow
+def test_after_kill_9_of_train_py_its_local_farm_and_workers_end(tmp_path):
+    with open(tmp_path / "said", "w") as log:
+        line = [sys.executable, TRAIN, "--env", "Pendulum-v1", "--episodes", "10000", "--slots", "2"]
+        process = subprocess.Popen(line, cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        poll_until(lambda: len(descendants(process.pid)) >= 3, 40, "farm and workers")
+        poll_until(lambda: "episode 10/" in (tmp_path / "said").read_text(), 40, "ten episodes")
+        workers = descendants(process.pid)
+    finally:
+        process.kill()
+        process.wait()
+    assert len(workers) >= 3
+    poll_until(lambda: not any(one.is_running() for one in workers), 8, "the end of farm and workers")
+
+
+@pytest.mark.slow
+def test_ctrl_c_of_an_unattended_run_saves_and_exits_with_130(tmp_path):
+    with open(tmp_path / "said", "w") as log:
+        line = [sys.executable, TRAIN, "--env", "Pendulum-v1", "--episodes", "10000", "--slots", "2"]
+        process = subprocess.Popen(line, cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        poll_until(lambda: "episode 10/" in (tmp_path / "said").read_text(), 40, "ten episodes")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(15) == 130
+    finally:
+        process.kill()
+        process.wait()
+    said = (tmp_path / "said").read_text()
+    assert "stopped after" in said
+    assert "saved to" in said
+    assert "Traceback" not in said
+
+
+# What can be wrong before it starts. Real processes where the exit code is the point, `main` itself for the others.
+
+
+@pytest.mark.slow
+def test_a_wrong_farmlist_ends_the_process_with_code_2_and_names_file_and_line(tmp_path):
+    (tmp_path / "farmlist.py").write_text("farmlist_base = [\n    ('127.0.0.1' 4),\n]\n")
+    done = run(tmp_path, "--env", "Pendulum-v1", "--episodes", "1")
+    assert done.returncode == 2
+    assert "FarmlistError: farmlist.py, line 2" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def main(tmp_path, monkeypatch, capsys):
+    """`main(*arguments)` in an empty folder: (exit code, what was said on stderr)."""
+    import train
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str]:
+        code = train.main(list(arguments))
+        return code, capsys.readouterr().err
+
+    return call
+
+
+def test_a_missing_farmlist_is_named(main):
+    code, said = main("--env", "Pendulum-v1", "--farmlist", "mine.py")
+    assert code == 2
+    assert "no farmlist at mine.py" in said
+    assert "copy farmlist.example.py" in said
+
+
+def test_an_unreachable_farm_is_named_with_what_to_start(main, tmp_path):
+    (tmp_path / "farmlist.py").write_text("farmlist_base = [('127.0.0.1:9', 1)]\n")
+    code, said = main("--env", "Pendulum-v1")
+    assert code == 2
+    assert "FarmUnreachable: no farm answered at 127.0.0.1:9" in said
+    assert "python farm.py Pendulum-v1" in said
+
+
+def test_an_unknown_agent_is_refused_before_a_farm_is_started(main, tmp_path):
+    code, said = main("--env", "Pendulum-v1", "--agent", "dqn")
+    assert code == 2
+    assert "no agent 'dqn'" in said
+    assert "there are: ddpg" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_environment_that_no_farm_offers_is_refused_with_what_there_is(main, farms, tmp_path):
+    address = farms.start("Pendulum-v1", "--slots", "1")
+    (tmp_path / "farmlist.py").write_text(f"farmlist_base = [({address!r}, 1)]\n")
+    code, said = main("--env", "Pendulum-v0")
+    assert code == 2
+    assert "does not offer 'Pendulum-v0', but Pendulum-v1" in said
+
+
+def test_more_slots_than_a_farm_offers_are_refused(main, farms, tmp_path):
+    address = farms.start("Pendulum-v1", "--slots", "1")
+    (tmp_path / "farmlist.py").write_text(f"farmlist_base = [({address!r}, 3)]\n")
+    code, said = main("--env", "Pendulum-v1")
+    assert code == 2
+    assert "wants 3 slots" in said
+    assert "offers 1" in said
+
+
+def test_discrete_actions_are_refused_in_words_and_the_local_farm_ends(main):
+    code, said = main("--env", "CartPole-v1", "--slots", "1")
+    assert code == 2
+    assert "DDPG wants a bounded Box of actions, and this environment has Discrete(2)" in said
+
+
+def test_an_environment_that_does_not_exist_is_told_in_the_farms_words(main):
+    code, said = main("--env", "Pendulumm-v1", "--slots", "1")
+    assert code == 2
+    assert "the local farm did not start" in said
+    assert "Pendulum" in said.partition("did not start")[2]
+
+
+def test_a_python_that_does_not_start_is_told(main):
+    code, said = main("--env", "Pendulum-v1", "--slots", "1", "--python", "/nowhere/python")
+    assert code == 2
+    assert "/nowhere/python does not start" in said
+
+
+def test_resume_without_a_checkpoint_is_refused(main):
+    code, said = main("--env", "Pendulum-v1", "--slots", "1", "--resume")
+    assert code == 2
+    assert "no checkpoint at" in said
+
+
+def test_a_wrong_option_ends_with_code_2():
+    import train
+
+    with pytest.raises(SystemExit) as ended, contextlib.redirect_stdout(None):
+        train.main(["--env", "Pendulum-v1", "--slotz", "2"])
+    assert ended.value.code == 2
