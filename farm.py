@@ -53,6 +53,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.slots < 1:
         parser.error("--slots must be at least 1, not %d" % args.slots)
+    if not args.start_timeout > 0:
+        parser.error("--start-timeout must be more than 0 seconds, not %g" % args.start_timeout)
     if not 0 <= args.port <= 65535:
         parser.error("--port must be 0 to 65535, not %d" % args.port)
     return args

@@ -25,13 +25,12 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from agents import DDPGAgent, make_ddpg
 from agents.callbacks import Callback
 from agents.checkpoint import load_checkpoint, save_checkpoint
 from farmer import Farmer
-from wire.errors import BadAction, FarmError, FarmlistError
+from wire.errors import FarmError, FarmlistError
 
 ROOT = Path(__file__).resolve().parent
 AGENTS: dict[str, Callable[..., DDPGAgent]] = {"ddpg": make_ddpg}
@@ -257,15 +256,12 @@ class Session:
 
         Raises:
             ValueError: n is no number of episodes.
-            FarmError: farms or actions failed in a way that the training cannot go on with; what was learnt is kept.
+            FloatingPointError: the training has diverged.
+            FarmError: the farms failed in a way that it cannot go on with; what was learnt is kept.
         """
         watch = Watch(self, _positive(n))
         try:
             self.agent.fit(self.farmer, nb_steps=None, nb_episodes=n, callbacks=[watch], verbose=0)
-        except BadAction as error:
-            raise BadAction(
-                "%s\n  likely: the actor has diverged\n  now: load() brings the last save back" % error
-            ) from error
         finally:
             if watch.done < n:
                 say("stopped after %d of %d episodes; r(%d) goes on" % (watch.done, n, n - watch.done))
@@ -304,18 +300,16 @@ class Session:
 
     def status(self) -> None:
         """Shows farms, slots and the ledger of steps."""
-        state = self.farmer.status()
-        table = Table(
-            "farm", "slots", "busy", "steps sent", "done", "crashed", "invalid", "lost", "abandoned", "trouble"
-        )
-        for farm in state["farms"]:
-            ledger = farm["ledger"]
-            names = ("sent", "done", "crashed", "invalid", "lost with its farm", "abandoned")
-            slots = "%d of %d" % (farm["slots"], farm["wanted"])
-            table.add_row(
-                farm["farm"], slots, str(farm["busy"]), *(str(ledger[k]) for k in names), farm["trouble"] or ""
+        for farm in self.farmer.status()["farms"]:
+            ledger = dict(farm["ledger"])
+            sent = ledger.pop("sent")
+            ends = ", ".join("%d %s" % (count, name) for name, count in ledger.items() if count)
+            say(
+                "%s  %d of %d slots, %d busy; %d steps sent%s"
+                % (farm["farm"], farm["slots"], farm["wanted"], farm["busy"], sent, ": " + ends if ends else "")
             )
-        console.print(table)
+            if farm["trouble"]:
+                say("  " + farm["trouble"].replace("\n", "\n  "))
         say("%d episodes, %d steps, %d updates" % (len(self.episodes), self.agent.step, self.agent.nb_updates))
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Path:
@@ -388,7 +382,7 @@ def _told(verb: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             result = verb(*args, **kwargs)
-        except (FarmError, ValueError, OSError) as error:
+        except (FarmError, FloatingPointError, ValueError, OSError) as error:
             say("%s: %s" % (type(error).__name__, error))
             return None
         return result if verb.__name__ == "test" else None  # the others have said theirs
@@ -442,7 +436,7 @@ def main(argv: list[str] | None = None) -> int:
 def _unattended(session: Session, n: int) -> int:
     try:
         code = 0 if session.r(n) >= n else 130
-    except (FarmError, ValueError) as error:
+    except (FarmError, FloatingPointError, ValueError) as error:
         print("train.py: %s: %s" % (type(error).__name__, error), file=sys.stderr)
         return 1  # and the save before this one stays: these weights may be what failed
     session.save()

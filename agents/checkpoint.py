@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from agents.memory import ReplayMemory
+
 FORMAT = 1
 LATEST = "LATEST"
 
@@ -26,7 +28,11 @@ def save_checkpoint(agent: Any, folder: str | os.PathLike[str], extra: dict[str,
         agent: a compiled DDPGAgent with a ReplayMemory.
         folder: holds the saves; the newest one stays, older ones go once it is whole.
         extra: plain data of the caller's, for `load_checkpoint`.
+
+    Raises:
+        TypeError: the agent's memory cannot be saved; nothing was written.
     """
+    _check_memory(agent)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     numbers = [int(path.name[5:]) for path in folder.glob("save-*") if path.name[5:].isdigit()]
@@ -37,7 +43,7 @@ def save_checkpoint(agent: Any, folder: str | os.PathLike[str], extra: dict[str,
     arrays = {name: np.asarray(value) for name, value in _variables(agent)}
     arrays.update({"memory/" + name: value for name, value in agent.memory.state_dict().items()})
     with open(beside / "arrays.npz", "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes them for allow_pickle
         _sync(file)
     manifest = {
         "format": FORMAT,
@@ -45,7 +51,12 @@ def save_checkpoint(agent: Any, folder: str | os.PathLike[str], extra: dict[str,
         "step": int(agent.step),
         "nb_updates": agent.nb_updates,
     }
-    manifest.update(noise=agent._noise.n_steps if agent._noise is not None else 0, rng=_rng(agent), extra=extra or {})
+    manifest.update(
+        owed=agent._owed,
+        noise=agent._noise.n_steps if agent._noise is not None else 0,
+        rng=agent.memory.rng.bit_generator.state,
+        extra=extra or {},
+    )
     with open(beside / "manifest.json", "w") as text:
         json.dump(manifest, text)
         _sync(text)
@@ -68,7 +79,9 @@ def load_checkpoint(agent: Any, folder: str | os.PathLike[str]) -> dict[str, Any
     Raises:
         FileNotFoundError: no save there.
         ValueError: it is of an agent of another form; nothing was changed.
+        TypeError: the agent's memory cannot take it.
     """
+    _check_memory(agent)
     folder = Path(folder)
     if not (folder / LATEST).exists():
         raise FileNotFoundError("no checkpoint at %s; save() writes one" % folder)
@@ -89,12 +102,16 @@ def load_checkpoint(agent: Any, folder: str | os.PathLike[str]) -> dict[str, Any
     agent.memory.load_state_dict({n[7:]: value for n, value in arrays.items() if n.startswith("memory/")})
     for name, variable in mine.items():
         variable.assign(arrays[name])
-    agent.step, agent.nb_updates = manifest["step"], manifest["nb_updates"]
+    agent.step, agent.nb_updates, agent._owed = manifest["step"], manifest["nb_updates"], manifest["owed"]
     if agent._noise is not None:
         agent._noise.n_steps = manifest["noise"]
-    if manifest["rng"] is not None:
-        agent.memory.rng.bit_generator.state = manifest["rng"]
+    agent.memory.rng.bit_generator.state = manifest["rng"]
     return dict(manifest["extra"])
+
+
+def _check_memory(agent: Any) -> None:
+    if not isinstance(agent.memory, ReplayMemory):
+        raise TypeError("a checkpoint holds the replay of agents.ReplayMemory; this agent has %r" % (agent.memory,))
 
 
 def _variables(agent: Any) -> Iterator[tuple[str, Any]]:
@@ -102,11 +119,6 @@ def _variables(agent: Any) -> Iterator[tuple[str, Any]]:
     for part in parts:
         for index, variable in enumerate(getattr(agent, part).variables):
             yield "%s/%d" % (part, index), variable
-
-
-def _rng(agent: Any) -> Any:
-    rng = getattr(agent.memory, "rng", None)
-    return rng.bit_generator.state if rng is not None else None
 
 
 def _sync(file: Any) -> None:

@@ -47,7 +47,8 @@ class Episode:
     slot: int
     farm: str
     obs: Any = None
-    action: Any = None
+    action: Any = None  # as it was sent, after the processor
+    chosen: Any = None  # as the agent chose it: what the critic must learn about
     steps: int = 0
     reward: float = 0.0
     start_steps: int = 0  # still to be made by start_step_policy, outside the count
@@ -67,7 +68,7 @@ class Agent(rl.core.Agent):
         raise NotImplementedError
 
     def remember(self, episode: Episode, reward: float, next_obs: Any, terminated: bool, truncated: bool) -> None:
-        """One transition from `episode.obs` by `episode.action`."""
+        """One transition from `episode.obs` by `episode.chosen`."""
 
     def interrupted(self, slot: int) -> None:
         """The slot's episode ended without a transition."""
@@ -125,6 +126,7 @@ class Agent(rl.core.Agent):
         if (nb_steps is None) == (nb_episodes is None):
             raise ValueError("give nb_steps or nb_episodes, one of them, not %r and %r" % (nb_steps, nb_episodes))
         _check_counts(nb_steps=nb_steps, nb_episodes=nb_episodes, action_repetition=action_repetition)
+        nb_steps = None if nb_steps is None else int(nb_steps)  # 1e5 is a usual way to write it
         loggers: list[Any] = []
         if verbose and nb_steps is None:
             loggers.append(EpisodePrinter(nb_episodes or 0))
@@ -182,9 +184,10 @@ class _Run:
         self.running: dict[int, Episode] = {}
         self.under_way = 0  # steps that were sent and count towards nb_steps
         self.done_steps = self.begun = self.ended = 0
-        self.first_step = int(agent.step)
+        self.parked: list[Episode] = []  # want an action, and the steps under way already fill the budget
         self.info_names: list[str] | None = None
-        self.one_by_one = self.pool.nb_slots == 1
+        # keras-rl's order of events, to the letter. A pool of one slot may get a second one, and learns meanwhile.
+        self.one_by_one = isinstance(self.pool, LocalPool) and self.pool.nb_slots == 1
 
     def run(self, nb_steps: int | None, nb_episodes: int | None, callbacks: list[Any], visualize: bool) -> History:
         """The loop with its callbacks around it."""
@@ -235,10 +238,12 @@ class _Run:
             return
         made: list[tuple[Episode, dict[str, Any]]] = []
         ready = [episode for i in range(len(batch.slot)) if (episode := self._row(batch, i, made)) is not None]
-        self._send(ready)
-        metrics = self._learn(len(made))
-        for episode, logs in made:
-            self._told(episode, logs, metrics)
+        if self.one_by_one:
+            self._tell(made)
+            self._send(ready)
+        else:
+            self._send(ready)
+            self._tell(made)
 
     def _receive(self) -> Any:
         """Whoever is ready; None when Ctrl-C came first. Long waits say what they wait for."""
@@ -292,6 +297,7 @@ class _Run:
                 obs, reward, done, info = processor.process_step(obs, reward, terminated or truncated, info)
                 if done and not (terminated or truncated):
                     terminated = True
+                    self.pool.abandon([slot])
         if batch.first[i]:
             episode.obs = obs
             self.callbacks.on_episode_begin(episode.number, logs={"slot": slot, "farm": episode.farm})
@@ -306,7 +312,7 @@ class _Run:
         episode.steps += 1
         episode.reward += reward
         self.done_steps += 1
-        self.agent.step += 1
+        self.agent.step += self.training
         if self.max_episode_steps and episode.steps >= self.max_episode_steps and not terminated and not truncated:
             truncated = True
             self.pool.abandon([slot])
@@ -323,7 +329,9 @@ class _Run:
 
     def _send(self, ready: list[Episode]) -> None:
         if self.nb_steps is not None:  # what is left of the budget; the rest stays where it is
-            ready = ready[: max(0, self.nb_steps - self.done_steps - self.under_way)]
+            ready = [episode for episode in self.parked if self.running.get(episode.slot) is episode] + ready
+            left = max(0, self.nb_steps - self.done_steps - self.under_way)
+            ready, self.parked = ready[:left], ready[left:]
         if not ready:
             return
         free = [episode for episode in ready if episode.start_steps == 0]
@@ -337,9 +345,9 @@ class _Run:
         for episode in ready:
             if episode.start_steps:
                 chosen[episode.slot] = self._start_action(episode)
-            elif self.agent.processor is not None:
-                chosen[episode.slot] = self.agent.processor.process_action(chosen[episode.slot])
-            episode.action = chosen[episode.slot]
+            episode.action = episode.chosen = chosen[episode.slot]
+            if self.agent.processor is not None:
+                episode.action = self.agent.processor.process_action(episode.chosen)
             if self.one_by_one:
                 self.callbacks.on_action_begin(episode.action)
         self.pool.send(
@@ -347,6 +355,11 @@ class _Run:
         )
         if self.one_by_one:
             self.callbacks.on_action_end(ready[0].action)
+
+    def _tell(self, made: list[tuple[Episode, dict[str, Any]]]) -> None:
+        metrics = self._learn(len(made))
+        for episode, logs in made:
+            self._told(episode, logs, metrics)
 
     def _learn(self, steps: int) -> list[Any]:
         if not steps:
@@ -357,7 +370,7 @@ class _Run:
 
     def _told(self, episode: Episode, logs: dict[str, Any], metrics: list[Any]) -> None:
         over = logs.pop("over")
-        steps = episode.steps if over else episode.steps - 1
+        steps = episode.steps - 1
         if not self.one_by_one:
             self.callbacks.on_step_begin(steps)
             self.callbacks.on_action_begin(logs["action"])
@@ -398,14 +411,19 @@ class _Run:
 
     def _start_action(self, episode: Episode) -> Any:
         if self.start_policy is not None:
-            action = self.start_policy(episode.obs)
-        else:
-            action = self.pool.action_space.sample()
-        return self.agent.processor.process_action(action) if self.agent.processor is not None else action
+            return self.start_policy(episode.obs)
+        return self.pool.action_space.sample()
 
     def _shaped(self, action: Any) -> Any:
-        shape = getattr(self.pool.action_space, "shape", None)
-        return np.reshape(action, shape) if shape and np.size(action) == np.prod(shape) else action
+        space = self.pool.action_space
+        shape = getattr(space, "shape", None)
+        if not shape or np.size(action) != np.prod(shape):
+            return action
+        return (
+            np.clip(np.reshape(action, shape), space.low, space.high)
+            if hasattr(space, "low")
+            else np.reshape(action, shape)
+        )
 
     def _numbers(self, info: dict[str, Any]) -> dict[str, Any]:
         """The infos that keras-rl's loggers can average: real scalars, the same names each time."""

@@ -1,4 +1,4 @@
-"""Deep Deterministic Policy Gradient (Lillicrap et al. 2015, arXiv 1509.02971), with keras-rl's constructor and methods.
+"""Deep Deterministic Policy Gradient (Lillicrap et al. 2015, arXiv 1509.02971) with keras-rl's constructor and methods.
 
     from agents import DDPGAgent
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import rl.core
 import tensorflow as tf
 
 from agents.core import Agent, Episode
@@ -92,7 +93,8 @@ class DDPGAgent(Agent):
         self.compiled = False
         self._store = store_of(memory, 1)
         self._noise = NoiseBank(random_process) if random_process is not None else None
-        self._low = self._high = None
+        self._low: Any = None
+        self._high: Any = None
         self._owed = 0.0
         self._metrics: list[tuple[str, Any]] = []
 
@@ -193,8 +195,8 @@ class DDPGAgent(Agent):
 
     def backward(self, reward: float, terminal: bool = False) -> list[Any]:
         """keras-rl's: stores what `forward` began and learns; returns metrics."""
-        if self.training and self.step % self.memory_interval == 0:
-            self.memory.append(self.recent_observation, self.recent_action, reward, terminal, training=True)
+        if self.step % self.memory_interval == 0:  # without training too: `forward` looks back by it
+            self.memory.append(self.recent_observation, self.recent_action, reward, terminal, training=self.training)
         if not self.training:
             return [np.nan for _ in self.metrics_names]
         return self.learn(1, 1)
@@ -210,21 +212,32 @@ class DDPGAgent(Agent):
         space = pool.action_space
         if space is None or not hasattr(space, "low"):
             raise ValueError("DDPG wants a Box of actions; this environment has %r" % (space,))
-        if self.nb_actions != int(np.prod(space.shape)):
+        if not self._maps_actions and self.nb_actions != int(np.prod(space.shape)):
             raise ValueError(
-                "the actor gives %d actions, the environment takes %d (%s)\n  now: build the networks with nb_actions=%d"
+                "the actor gives %d actions, the environment takes %d (%s)\n"
+                "  now: build the networks with nb_actions=%d"
                 % (self.nb_actions, np.prod(space.shape), space, np.prod(space.shape))
             )
         shape = getattr(pool.observation_space, "shape", None)
         if self.processor is None and len(self.actor.inputs) == 1 and shape is not None:
             wanted = (self.window_length, *shape)
-            if tuple(self.actor.inputs[0].shape[1:]) != wanted:
+            taken = tuple(self.actor.inputs[0].shape[1:])
+            if len(taken) != len(wanted) or any(
+                mine not in (None, theirs) for mine, theirs in zip(taken, wanted, strict=True)
+            ):
                 raise ValueError(
-                    "the actor takes %s, the environment gives %s (window_length %d first)\n  now: build it with that input"
-                    % (tuple(self.actor.inputs[0].shape[1:]), wanted, self.window_length)
+                    "the actor takes %s, the environment gives %s (window_length %d first)\n"
+                    "  now: build it with that input" % (taken, wanted, self.window_length)
                 )
         self._store = store_of(self.memory, pool.nb_slots)
-        self._low, self._high = np.ravel(space.low), np.ravel(space.high)
+        # What a processor makes of an action is clipped where it is sent; the agent's own range is then unknown.
+        self._low, self._high = (None, None) if self._maps_actions else (np.ravel(space.low), np.ravel(space.high))
+
+    @property
+    def _maps_actions(self) -> bool:
+        return (
+            self.processor is not None and type(self.processor).process_action is not rl.core.Processor.process_action
+        )
 
     def began(self, slot: int) -> None:
         if self._noise is not None:
@@ -252,7 +265,7 @@ class DDPGAgent(Agent):
     def remember(self, episode: Episode, reward: float, next_obs: Any, terminated: bool, truncated: bool) -> None:
         if self.step % self.memory_interval == 0 or terminated or truncated:
             self._store.add(
-                episode.slot, episode.obs, np.ravel(episode.action), reward, next_obs, terminated, truncated
+                episode.slot, episode.obs, np.ravel(episode.chosen), reward, next_obs, terminated, truncated
             )
 
     def interrupted(self, slot: int) -> None:
@@ -284,15 +297,27 @@ class DDPGAgent(Agent):
         action, reward, proceed = (_fold(np.asarray(c, np.float32), count) for c in columns)
         learn_critic = self.step > self.nb_steps_warmup_critic
         learn_actor = self.step > self.nb_steps_warmup_actor
-        values = self._updates(states, action, reward, next_states, proceed, learn_critic, learn_actor)
-        self._hard_update(count)
+        before = tf.constant(self.nb_updates, tf.int64)
+        values = self._updates(states, action, reward, next_states, proceed, before, learn_critic, learn_actor)
         self.nb_updates += count
         return [float(value) for value in values]
 
     def _update_many(
-        self, states: Any, action: Any, reward: Any, next_states: Any, proceed: Any, critic: bool, actor: bool
+        self,
+        states: Any,
+        action: Any,
+        reward: Any,
+        next_states: Any,
+        proceed: Any,
+        before: Any,
+        critic: bool,
+        actor: bool,
     ) -> Any:
-        """The compiled loop over batches stacked on the first axis: action (K, B, nb_actions), reward (K, B)."""
+        """The compiled loop over batches stacked on the first axis: action (K, B, nb_actions), reward (K, B).
+
+        `before` is the number of updates made so far.
+        """
+        every = int(self.target_model_update)
         total = tf.zeros(2 + len(self._metrics))
         for k in tf.range(tf.shape(action)[0]):
             batch = [x[k] for x in states], action[k], reward[k], [x[k] for x in next_states], proceed[k]
@@ -303,6 +328,9 @@ class DDPGAgent(Agent):
             if self.target_model_update < 1:
                 soft_update(self.target_actor, self.actor, self.target_model_update)
                 soft_update(self.target_critic, self.critic, self.target_model_update)
+            elif (before + tf.cast(k, tf.int64) + 1) % every == 0:
+                hard_update(self.target_actor, self.actor)
+                hard_update(self.target_critic, self.critic)
         return total / tf.cast(tf.shape(action)[0], tf.float32)
 
     def update_critic(self, states: Any, action: Any, reward: Any, next_states: Any, proceed: Any) -> Any:
@@ -335,11 +363,6 @@ class DDPGAgent(Agent):
         inputs.insert(self.critic_action_input_idx, action)
         return tf.squeeze(critic(inputs, training=training), -1)
 
-    def _hard_update(self, count: int) -> None:
-        every = self.target_model_update
-        if every >= 1 and (self.nb_updates + count) // int(every) > self.nb_updates // int(every):
-            self.update_target_models_hard()
-
     def _states(self, states: Any) -> list[np.ndarray]:
         """States as the networks' observation inputs, a list of (n, ...) arrays."""
         batch = np.asarray(states)
@@ -359,6 +382,13 @@ def soft_update(target: keras.Model, online: keras.Model, tau: float) -> None:
     for mine, theirs in zip(target.variables, online.variables, strict=True):
         if mine.dtype.startswith("float"):
             mine.assign(mine + tau * (theirs - mine))
+
+
+def hard_update(target: keras.Model, online: keras.Model) -> None:
+    """target <- online."""
+    for mine, theirs in zip(target.variables, online.variables, strict=True):
+        if mine.dtype.startswith("float"):
+            mine.assign(theirs)
 
 
 def clipped_error(error: Any, clip: float) -> Any:

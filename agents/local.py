@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,8 +32,11 @@ class LocalPool:
         """Takes environments that stand.
 
         Raises:
+            ValueError: there are none.
             TypeError: one has no `reset` or `step`.
         """
+        if not len(envs):
+            raise ValueError("a LocalPool wants one environment or more, not %r" % (envs,))
         for env in envs:
             if not callable(getattr(env, "reset", None)) or not callable(getattr(env, "step", None)):
                 raise TypeError(
@@ -62,7 +66,9 @@ class LocalPool:
             has_info = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
             obs, info = result if has_info else (result, {})
             self._episode[slot] = True
-            self._rows.append((slot, obs, 0.0, False, False, True, info))
+            self._rows.append(
+                (slot, copy.deepcopy(obs), 0.0, False, False, True, info)
+            )  # it may write into the same array
 
     def send(self, actions: Any, slots: Sequence[int], repeat: int = 1) -> None:
         for action, slot in zip(actions, slots, strict=True):
@@ -74,7 +80,7 @@ class LocalPool:
                 total += float(reward)
                 over = terminated or truncated
             self._episode[slot] = not over
-            self._rows.append((slot, obs, total, terminated, truncated, False, info))
+            self._rows.append((slot, copy.deepcopy(obs), total, terminated, truncated, False, info))
 
     def recv(self, min_ready: int = 1, timeout: float | None = 60.0) -> LocalBatch:
         if not self._rows:

@@ -58,8 +58,7 @@ class ReplayMemory(Memory):
         self._count = 0  # transitions ever added; number i lies at i % limit
         self._rings: dict[str, np.ndarray] = {}
         self._last: dict[Hashable, int] = {}  # number of the last transition of each running episode
-        self._pending: tuple[Any, Any, float] | None = None  # keras-rl's append: waits for its next observation
-        self._after_terminal = False
+        self._pending: tuple[Any, Any, float, Any] | None = None  # keras-rl's append: waits for its next observation
 
     def __len__(self) -> int:
         return min(self._count, self.limit)
@@ -165,22 +164,17 @@ class ReplayMemory(Memory):
     def append(self, observation: Any, action: Any, reward: float, terminal: bool, training: bool = True) -> None:
         """keras-rl's: the transition is complete when the next observation comes.
 
-        After a terminal entry keras-rl's loops append the last observation once more, with nothing to learn from.
+        After a terminal entry keras-rl's loops append the last observation, which completes it and begins nothing.
         """
         super().append(observation, action, reward, terminal, training=training)
         if not training:
             return
-        if self._after_terminal:
-            self._after_terminal = False
+        if self._pending is None:
+            self._pending = (observation, action, reward, terminal)
             return
-        if self._pending is not None:
-            self.add("append", *self._pending, observation, False, False)
-            self._pending = None
-        if terminal:
-            self.add("append", observation, action, reward, observation, terminal != TRUNCATED, terminal == TRUNCATED)
-            self._after_terminal = True
-        else:
-            self._pending = (observation, action, reward)
+        obs, taken, gained, over = self._pending
+        self.add("append", obs, taken, gained, observation, bool(over) and over != TRUNCATED, over == TRUNCATED)
+        self._pending = None if over else (observation, action, reward, terminal)
 
     def sample(self, batch_size: int, batch_idxs: Any = None) -> list[Any]:
         """keras-rl's: a list of `Experience`; `batch_idxs` count from the oldest transition."""
@@ -219,7 +213,7 @@ class ReplayMemory(Memory):
                 ring[: len(filled)] = filled
         self._rings, self._count = rings, int(state["count"])
         self._last.clear()
-        self._pending, self._after_terminal = None, False
+        self._pending = None
 
 
 class SequentialStore:
@@ -227,7 +221,7 @@ class SequentialStore:
 
     def __init__(self, memory: SequentialMemory):
         self.memory = memory
-        self._entered = 0
+        self._open: tuple[Hashable, Any, Any] | None = None  # stream, action, next observation of a running episode
 
     def __len__(self) -> int:
         return max(0, int(self.memory.nb_entries) - self.memory.window_length - 1)
@@ -236,19 +230,30 @@ class SequentialStore:
         self, stream: Hashable, obs: Any, action: Any, reward: float, next_obs: Any, terminated: bool, truncated: bool
     ) -> None:
         """One transition; at an episode's end the last observation follows, as keras-rl's own loop does it."""
+        if self._open is not None and self._open[0] != stream:
+            raise ValueError(_one_environment_only(self.memory, 2))
         terminal = 1 if terminated else TRUNCATED if truncated else 0
         self.memory.append(obs, action, reward, terminal, training=True)
+        self._open = (stream, action, next_obs)
         if terminal:
-            self.memory.append(next_obs, action, 0.0, 0, training=True)
+            self._close()
 
     def cut(self, stream: Hashable) -> None:
-        """The last entry ends its episode; its next observation is unknown, so keras-rl never samples it."""
-        if int(self.memory.nb_entries):
+        """The stream's episode ended without a transition: the last one it has is truncated."""
+        if self._open is not None and self._open[0] == stream:
             self.memory.terminals[-1] = TRUNCATED
+            self._close()
 
     def cut_all(self) -> None:
         """The running episode ended without a transition."""
-        self.cut(0)
+        if self._open is not None:
+            self.cut(self._open[0])
+
+    def _close(self) -> None:
+        assert self._open is not None
+        _, action, last = self._open
+        self.memory.append(last, action, 0.0, 0, training=True)
+        self._open = None
 
     def draw(self, n: int) -> Transitions:
         """n transitions by keras-rl's own sampling."""
@@ -275,9 +280,12 @@ def store_of(memory: Any, nb_slots: int) -> Any:
     if not isinstance(memory, SequentialMemory):
         raise TypeError("memory must be agents.ReplayMemory or rl.memory.SequentialMemory, not %r" % (memory,))
     if nb_slots > 1:
-        raise ValueError(
-            "keras-rl's SequentialMemory holds one environment's steps in a row; %d environments would be mixed up\n"
-            "  now: memory=agents.ReplayMemory(limit=%d, window_length=%d)"
-            % (nb_slots, memory.limit, memory.window_length)
-        )
+        raise ValueError(_one_environment_only(memory, nb_slots))
     return SequentialStore(memory)
+
+
+def _one_environment_only(memory: SequentialMemory, nb_slots: int) -> str:
+    return (
+        "keras-rl's SequentialMemory holds one environment's steps in a row; %d environments would be mixed up\n"
+        "  now: memory=agents.ReplayMemory(limit=%d, window_length=%d)" % (nb_slots, memory.limit, memory.window_length)
+    )

@@ -35,6 +35,8 @@ class NoiseBank:
     def reset(self, slot: int) -> None:
         """An episode begins in this slot."""
         if slot in self._copies:
+            if hasattr(self._process, "n_steps"):  # it begins with as much noise as there now is
+                self._copies[slot].n_steps = self._process.n_steps
             self._copies[slot].reset_states()
 
     def reset_all(self) -> None:

@@ -42,7 +42,7 @@ def load_farmlist(source: str | os.PathLike[str] | Iterable[Any]) -> list[FarmAd
     """
     if isinstance(source, (str, os.PathLike)):
         return _from_file(Path(source))
-    return _check(source, "farmlist", {})
+    return _check(list(source) if isinstance(source, Iterable) else source, "farmlist", {})
 
 
 def _from_file(path: Path) -> list[FarmAddress]:
@@ -59,10 +59,12 @@ def _from_file(path: Path) -> list[FarmAddress]:
     except SyntaxError as error:
         line = (error.text or "").strip()
         raise FarmlistError("%s, line %s: %s\n  %s" % (path, error.lineno, error.msg, line)) from None
+    except ValueError as error:  # a zero byte, before Python 3.11.4
+        raise FarmlistError("%s is no Python: %s" % (path, error)) from None
     names: dict[str, Any] = {}
     try:
         exec(compile(tree, str(path), "exec"), names)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise FarmlistError(
             "%s, line %s: %s: %s" % (path, _line_of(error, str(path)), type(error).__name__, error)
         ) from None
@@ -97,7 +99,7 @@ def _entry(entry: Any, at: str) -> FarmAddress:
     if not isinstance(address, str) or not address.strip():
         raise FarmlistError("%s: the address must be a text, not %r\n  %s" % (at, address, wanted))
     host, port = _split(address.strip())
-    if not host or any(c.isspace() or c in "/@" for c in host) or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or any(c.isspace() or c in "/@" for c in host) or not _is_port(port):
         raise FarmlistError("%s: %r is no address\n  %s" % (at, address, wanted))
     return FarmAddress(host, int(port), slots)
 
@@ -105,20 +107,25 @@ def _entry(entry: Any, at: str) -> FarmAddress:
 def _split(address: str) -> tuple[str, str]:
     if address.startswith("["):  # [::1]:20099
         host, _, rest = address[1:].partition("]")
-        return host, rest.lstrip(":") or str(PORT)
+        return host, rest[1:] if rest.startswith(":") else str(PORT) if address.endswith("]") else ""
     if address.count(":") > 1:
         return address, str(PORT)  # a bare IPv6 address
     host, colon, port = address.partition(":")
     return host, port if colon else str(PORT)
 
 
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536
+
+
 def _lines(tree: ast.Module) -> dict[int, int]:
     """The line of each entry, and of the list itself under -1, where the file spells them out."""
     lines: dict[int, int] = {}
     for node in tree.body:
-        targets = node.targets if isinstance(node, ast.Assign) else []
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)):
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         if any(isinstance(target, ast.Name) and target.id == NAME for target in targets):
-            assert isinstance(node, ast.Assign)
             lines = {-1: node.lineno}
             if isinstance(node.value, (ast.List, ast.Tuple)):
                 lines.update({index: entry.lineno for index, entry in enumerate(node.value.elts)})

@@ -66,6 +66,7 @@ class Slot:
     failures: int = 0
     trouble: str | None = None
     _ticket: int = 0
+    _latest: int = 0  # the highest number that the holder has used; nothing up to it is begun any more
     _asked: int | None = None  # the host's number of the command under way
     _held: tuple[int, bytes] | None = field(default=None, repr=False)  # a reset that waits for the worker
     _answer: Reply | None = field(default=None, repr=False)  # the last reply, for a host whose connection broke
@@ -88,14 +89,19 @@ class Slot:
         self._held = None
         return [self._to_worker(protocol.RESET, seq, body, State.RESETTING)]
 
-    def died(self, why: str) -> Reply | None:
-        """The worker is gone. Returns what its holder must be told now, if a command was under way."""
+    def died(self, why: str, wanted: bool = False) -> Reply | None:
+        """The worker is gone. Returns what its holder must be told now, if a command was under way.
+
+        Args:
+            why: how it ended, in words.
+            wanted: the farm ended it for a reason of its own: no failure, and a reset that waits goes on waiting.
+        """
         while_starting = self.state is State.STARTING
-        self.state, self.pid, self.trouble = State.EMPTY, None, why
-        if while_starting:
+        self.state, self.pid, self.trouble = State.EMPTY, None, None if wanted else why
+        if wanted and self._held is not None:
+            return None
+        if while_starting and not wanted:
             self.failures += 1
-        elif self._held is not None:
-            return None  # the reset was not given to the worker that died: the next one gets it
         self._held = None
         return self._lose(why)
 
@@ -119,8 +125,11 @@ class Slot:
         Returns:
             (frame to write to the worker or None, reply to give at once or None).
         """
-        if kind == protocol.ASK:
+        if kind == protocol.ASK or seq <= self._latest:
+            # A number comes a second time when a question about it has overtaken it: it is not done after the answer.
+            self._latest = max(self._latest, seq)
             return None, self._what_became_of(seq)
+        self._latest = seq
         if self._asked is not None:
             return None, _lost(seq, "slot %d is busy with command %d" % (self.number, self._asked))
         if kind == protocol.RESET:
@@ -175,6 +184,7 @@ class Slot:
         return _lost(seq, "command %d never reached slot %d" % (seq, self.number))
 
     def _forget(self) -> None:
+        self._latest = 0
         self._asked = self._held = self._answer = None
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import secrets
 import selectors
 import subprocess
@@ -28,7 +29,6 @@ from wire.errors import LeaseLost, NoFreeSlot, NoSuchEnvironment, ProtocolMismat
 
 LEASE_LIMIT = 8.0  #: s without a call of its holder, after which a lease is freed; hosts call every 2 s
 LONGEST_WAIT = 5.0  #: s that one exchange may be asked to wait
-GATHER = 5e-5  #: s between two looks while lingering: a look a reply would take the cores from the workers
 LINGER = 0.005  #: s after the first reply that an exchange waits for the others its host wants together
 BACK_OFF = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  #: s before the next try, after so many failed constructions in a row
 STOP_LIMIT = 3.0  #: s that all workers together have for closing their environments when the farm stops
@@ -53,8 +53,14 @@ class _Bell:
             os.read(self.fd, 4096)
 
     def close(self) -> None:
-        os.close(self.fd)
-        os.close(self._in)
+        for fd in (self.fd, self._in):
+            os.close(fd)
+        self.fd = self._in = -1
+
+    def __del__(self) -> None:
+        # A lease's bell may be rung and waited for to the last: it goes with whoever had the lease in hand.
+        if self.fd >= 0:
+            self.close()
 
 
 @dataclass
@@ -67,6 +73,7 @@ class Lease:
     seen: float
     expires: bool = True
     outbox: list[tuple[int, Reply]] = field(default_factory=list)
+    line: int = 0  # changes when its host asks on a new connection; calls that wait on an old one get nothing more
     pipes: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     bell: _Bell = field(default_factory=lambda: _Bell())
 
@@ -111,7 +118,13 @@ class Supervisor:
         Raises:
             StartError: an environment cannot be built, or not within `limit` seconds. Everything is stopped then.
         """
-        self.log_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.log_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartError(
+                "cannot make the folder for logs, %s: %s\n  now: name another with --log-dir"
+                % (self.log_dir, error.strerror or error)
+            ) from None
         self._selector.register(self._bell.fd, selectors.EVENT_READ, None)
         self._thread.start()
         try:
@@ -208,7 +221,7 @@ class Supervisor:
                 slot.take(lease.token)
                 if slot.env != env:
                     slot.env = env
-                    self._end_worker(slot.number, "slot %d changes to %s" % (slot.number, env))
+                    self._end_worker(slot.number, "slot %d changes to %s" % (slot.number, env), wanted=True)
                 self._watch(slot)
         self._bell.ring()
         return lease
@@ -230,6 +243,11 @@ class Supervisor:
         """
         with self._lock:
             lease = self._lease(token)
+            if any(kind == protocol.ASK for _, _, kind, _ in commands):
+                # Its connection broke. What a call that still waits on the old one took would go nowhere.
+                lease.line += 1
+                lease.bell.ring()
+            line = lease.line
             for number, seq, kind, body in commands:
                 if number not in lease.slots:
                     raise LeaseLost("slot %r is not in this lease" % (number,))
@@ -238,8 +256,6 @@ class Supervisor:
         lingering = False
         pause = 0.0 if lease.outbox else max(0.0, deadline - time.monotonic())
         while True:
-            if lingering:
-                time.sleep(GATHER)
             events = lease.pipes.select(pause)
             with self._lock:
                 for key, _ in events:
@@ -248,6 +264,9 @@ class Supervisor:
                     else:
                         self._attend(*key.data)
                 self._lease(token)
+                if lease.line != line:
+                    lease.bell.ring()  # this call may have read what the one on the new connection waits for
+                    return []
                 if lease.outbox and not lingering:
                     lingering, deadline = True, min(deadline, time.monotonic() + LINGER)
                 pause = deadline - time.monotonic()
@@ -425,7 +444,7 @@ class Supervisor:
         else:
             self._deliver(slot, slot.replied(kind, flags, ticket, body))
 
-    def _end_worker(self, number: int, why: str | None) -> None:
+    def _end_worker(self, number: int, why: str | None, wanted: bool = False) -> None:
         """Ends what is left of a worker, and tells its slot; `why` is None when it ended by itself."""
         worker = self._workers.pop(number, None)
         if worker is None:
@@ -435,11 +454,11 @@ class Supervisor:
             if watched is not None and watched in self._selector.get_map():
                 self._selector.unregister(watched)
         obituary = worker.end(0.3 if why is None else 0.0)
-        self._buried(self.slots[number], why or obituary)
+        self._buried(self.slots[number], why or obituary, wanted)
 
-    def _buried(self, slot: Slot, why: str) -> None:
+    def _buried(self, slot: Slot, why: str, wanted: bool = False) -> None:
         made = slot.steps
-        reply = slot.died(why if slot.state is State.STARTING else "%s (after %d steps)" % (why, made))
+        reply = slot.died(why if slot.state is State.STARTING else "%s (after %d steps)" % (why, made), wanted)
         pause = BACK_OFF[min(slot.failures, len(BACK_OFF)) - 1] if slot.failures else 0.0
         self._not_before[slot.number] = time.monotonic() + pause
         self._deliver(slot, reply)
@@ -473,8 +492,9 @@ def check_python(python: str, limit: float = 30.0) -> str:
             "prints it in its environment" % (python, error.strerror or error)
         ) from None
     said = run.stdout.split()
-    if not said:
-        raise StartError("--python %s is no Python: %s" % (python, (run.stderr or "it printed nothing").strip()[-300:]))
+    if not said or not re.fullmatch(r"\d+\.\d+\.\d+", said[0]):
+        words = run.stderr or run.stdout or "it printed nothing"
+        raise StartError("--python %s is no Python: %s" % (python, words.strip()[-300:]))
     if run.returncode != 0 or len(said) < 2:
         raise StartError(
             "Python %s at %s has no working numpy, the one package a worker needs\n  now: %s -m pip install numpy\n  %s"
