@@ -41,6 +41,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
             EnvironmentFault: it raised, or its worker died; reset again to go on.
             FarmTimeout: it did not answer within the limit.
         """
+        super().reset(seed=seed)  # gymnasium's own generator, for wrappers; the environment gets the seed on its farm
         self._farmer.abandon()
         while not self._farmer.vacant():
             self._farmer.collect(1, self._timeout)

@@ -54,7 +54,7 @@ class OldCounter(Counter):
 class Recorder(Agent):
     """Acts by its slot and learns nothing; notes what the loop told it."""
 
-    metrics_names = ["loss"]
+    metrics_names = ("loss",)
 
     def __init__(self, processor=None):
         super().__init__(processor)

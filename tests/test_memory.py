@@ -236,7 +236,7 @@ def test_keras_rls_memory_bootstraps_at_a_time_limit_and_not_at_termination():
             store.cut(0)
         number += 10
     rows = sampled(store)
-    # Entries 0 and 1 are never sampled by keras-rl. 15 ends a terminated episode, 28 a truncated one; 2 and 41 were cut.
+    # keras-rl never samples entries 0 and 1. 15 ends a terminated episode, 28 a truncated one; 2 and 41 were cut.
     for reward, (state, next_state, terminated, truncated) in rows.items():
         assert (state, next_state) == ([reward], [reward + 1]), "a next state of another episode"
         assert terminated == [reward == 15]
