@@ -293,8 +293,10 @@ class Session:
         """
         folder = Path(path or self.out / "checkpoint")
         extra = load_checkpoint(self.agent, folder)
-        self.episodes = [Episode(*row) for row in extra["episodes"]]
-        self.seconds = extra["seconds"]
+        self.episodes = [Episode(*row) for row in extra.get("episodes", [])]
+        self.seconds = extra.get("seconds", 0.0)
+        if extra.get("env", self.options.env) != self.options.env:
+            say("note: it was trained on %s" % extra["env"])
         say("loaded %s: %d episodes, mean return %.1f" % (folder, len(self.episodes), self.mean_return()))
         return folder
 

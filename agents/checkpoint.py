@@ -40,10 +40,10 @@ def save_checkpoint(agent: Any, folder: str | os.PathLike[str], extra: dict[str,
     beside = folder / (target.name + ".part")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
-    arrays = {name: np.asarray(value) for name, value in _variables(agent)}
+    arrays = {name: value.numpy() for name, value in _variables(agent)}
     arrays.update({"memory/" + name: value for name, value in agent.memory.state_dict().items()})
     with open(beside / "arrays.npz", "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes them for allow_pickle
+        np.savez(file, **arrays)
         _sync(file)
     manifest = {
         "format": FORMAT,

@@ -8,6 +8,7 @@ Updates are pure functions fused into one compiled call; for a pool of environme
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -127,8 +128,7 @@ class DDPGAgent(Agent):
         self.actor_optimizer, self.critic_optimizer = (_own(keras.optimizers.get(one)) for one in pair)
         self._metrics = [(m if isinstance(m, str) else m.__name__, keras.losses.get(m)) for m in metrics]
         with keras.saving.custom_object_scope(self.custom_model_objects):
-            self.target_actor = keras.models.clone_model(self.actor)
-            self.target_critic = keras.models.clone_model(self.critic)
+            self.target_actor, self.target_critic = _copy(self.actor), _copy(self.critic)
         self.update_target_models_hard()
         self.actor_optimizer.build(self.actor.trainable_variables)
         self.critic_optimizer.build(self.critic.trainable_variables)
@@ -171,9 +171,13 @@ class DDPGAgent(Agent):
         models = (self.actor, self.critic)
         before = [model.get_weights() for model in models]
         try:
-            for model, path in zip(models, paths, strict=True):
-                model.load_weights(path)
-        except (ValueError, OSError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "error", UserWarning
+                )  # that is how Keras tells of layers that it left as they were
+                for model, path in zip(models, paths, strict=True):
+                    model.load_weights(path)
+        except (ValueError, OSError, UserWarning) as error:
             for model, weights in zip(models, before, strict=True):
                 model.set_weights(weights)
             raise ValueError("the weights at %s do not fit this agent's networks: %s" % (filepath, error)) from error
@@ -405,6 +409,15 @@ def _fold(array: np.ndarray, count: int) -> np.ndarray:
 
 def _alone(inputs: list[Any]) -> Any:
     return inputs[0] if len(inputs) == 1 else inputs
+
+
+def _copy(model: keras.Model) -> keras.Model:
+    """A model of the same form. Lambda layers are shared: they have no weights, and Keras does not rebuild one."""
+
+    def layer(given: Any) -> Any:
+        return given if isinstance(given, keras.layers.Lambda) else type(given).from_config(given.get_config())
+
+    return keras.models.clone_model(model, clone_function=layer, recursive=True)
 
 
 def _own(optimizer: Any) -> Any:

@@ -91,8 +91,12 @@ class Connection:
         return answer
 
 
+#: What comes from something that listens, but does not speak as a farm does.
+_NO_FARM = (Pyro4.errors.ProtocolError, Pyro4.errors.DaemonError, Pyro4.errors.ConnectionClosedError)
+
+
 def _unreachable(address: FarmAddress, cause: BaseException, waited: float) -> FarmUnreachable:
-    if isinstance(cause, (Pyro4.errors.ProtocolError, Pyro4.errors.DaemonError)) or "magic" in str(cause):
+    if isinstance(cause, _NO_FARM) or "magic" in str(cause):
         likely = "something listens there that is no farm (or a farm of another Pyro version): %s" % cause
     elif isinstance(cause, Pyro4.errors.TimeoutError):
         likely = "the machine is off, a firewall swallows the port, or the farm hangs"

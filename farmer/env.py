@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium
 
 from farmer.pool import Farmer, Row
-from wire.errors import BadSlot, EnvironmentFault
+from wire.errors import BadSlot, EnvironmentFault, NothingSent
 
 
 class RemoteEnv(gymnasium.Env[Any, Any]):
@@ -44,7 +44,11 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         super().reset(seed=seed)  # gymnasium's own generator, for wrappers; the environment gets the seed on its farm
         self._farmer.abandon()
         while not self._farmer.vacant():
-            self._farmer.collect(1, self._timeout)
+            try:
+                self._farmer.collect(1, self._timeout)
+            except NothingSent:  # what was under way came back just now
+                if not self._farmer.vacant():
+                    raise
         self._farmer.reset([0], [seed], options)
         row = self._one(self._farmer.collect(1, self._timeout))
         return row.obs, row.info

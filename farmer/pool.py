@@ -205,6 +205,7 @@ class Farmer:
                 place = self._place(slot)
                 if place.sent is not None or place.episode:
                     raise BadSlot("slot %d is not vacant: its episode runs, or a command is under way" % slot)
+            _check_once(slots)
             bodies = [codec.encode({"seed": seed, "options": options}) for seed in seeds]
             self._dispatch(slots, protocol.RESET, bodies)
 
@@ -248,6 +249,7 @@ class Farmer:
                 if place.sent is not None or not place.episode:
                     what = "is busy" if place.sent is not None else "has no episode: reset it first"
                     raise BadSlot("slot %d %s" % (slot, what))
+            _check_once(slots)
             self._dispatch(slots, protocol.STEP, bodies, wake)
 
     def recv(self, min_ready: int = 1, timeout: float | None = 60.0) -> Batch:
@@ -269,12 +271,13 @@ class Farmer:
     def collect(self, min_ready: int = 1, timeout: float | None = 60.0) -> list[Row]:
         """As `recv`, but rows with everything just as the environment gave it."""
         deadline = None if timeout is None else time.monotonic() + timeout
+        with self._lock:
+            open_for_some = self._closed or self._vacant() or any(place.episode for place in self._places)
+            if not self._rows and not self._under_way() and open_for_some:
+                raise NothingSent("recv with no command under way: reset or send first")
         self._drive(min_ready, deadline)
         with self._lock:
-            idle = not self._rows and not any(p.sent is not None for p in self._places)
-            if idle and (self._closed or self._vacant()):
-                raise NothingSent("recv with no command under way: reset or send first")
-            while not self._enough(min_ready, idle):
+            while not self._enough(min_ready):
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     if self._rows:
@@ -283,7 +286,7 @@ class Farmer:
                         "no result within %s s; under way: %d\n%s" % (timeout, self.busy, self._troubles())
                     )
                 # Slots that wait after a failed reset become vacant by time alone, without a notification.
-                self._arrived.wait(left if not idle else min(left or 0.5, 0.5))
+                self._arrived.wait(left if self._under_way() else min(left or 0.5, 0.5))
             rows = list(self._rows)
             self._rows.clear()
         return rows
@@ -333,14 +336,12 @@ class Farmer:
                 farm.leaving = True
                 self._farms.remove(farm)
                 self._leave(farm, FarmError("removed from the farmlist"))
-            for address in addresses:
-                if address not in known:
-                    self._farms.append(_Farm(address, address.slots))
-        couriers = [farm.courier for farm in leaving]
-        for farm, courier in zip(leaving, couriers, strict=True):
-            farm.courier = None
+        for farm in leaving:
+            courier, farm.courier = farm.courier, None
             if courier is not None:
                 courier.close()
+        with self._lock:  # not before the slots of the changed ones are free again
+            self._farms += [_Farm(address, address.slots) for address in addresses if address not in known]
         self._retry()
         return self.status()
 
@@ -371,16 +372,16 @@ class Farmer:
     def _open(self, addresses: list[FarmAddress]) -> None:
         lines: dict[FarmAddress, Connection] = {}
         troubles = []
-        for address in addresses:
-            farm = _Farm(address)
-            self._farms.append(farm)
-            try:
-                lines[address] = Connection(address)
-            except FarmUnreachable as error:
-                farm.trouble = str(error)
-                farm.next_try = time.monotonic() + RETRY
-                troubles.append(str(error))
         try:
+            for address in addresses:
+                farm = _Farm(address)
+                self._farms.append(farm)
+                try:
+                    lines[address] = Connection(address)
+                except FarmUnreachable as error:
+                    farm.trouble = str(error)
+                    farm.next_try = time.monotonic() + RETRY
+                    troubles.append(str(error))
             self._plan(lines, troubles)
             for farm in self._farms:
                 if farm.address in lines and farm.wanted:
@@ -442,6 +443,10 @@ class Farmer:
             lambda error: self._on_lost(farm, courier, error),
         )
         with self._lock:
+            if self._closed or farm.leaving:
+                line.release(leased["lease"])
+                line.close()
+                return
             mine = [place for place in self._places if place.farm is farm]
             for _ in range(farm.wanted - len(mine)):
                 mine.append(_Place(len(self._places), farm))
@@ -524,13 +529,13 @@ class Farmer:
             courier = busy[0].courier if len(busy) == 1 else None
         while courier is not None and not self._closed:
             with self._lock:
-                if self._enough(min_ready, False) or not any(p.sent is not None for p in self._places):
+                if self._enough(min_ready) or not any(p.sent is not None for p in self._places):
                     return
             left = 60.0 if deadline is None else deadline - time.monotonic()
             if left <= 0 or not courier.drive(left):
                 return
 
-    def _enough(self, min_ready: int, idle: bool) -> bool:
+    def _enough(self, min_ready: int) -> bool:
         if self._rows:
             under_way = self._under_way()
             return len(self._rows) >= min(min_ready, len(self._rows) + under_way)
@@ -653,6 +658,11 @@ class Farmer:
         if any(np.shape(obs) != np.shape(full[0]) for obs in full):
             return full
         return np.stack(full)
+
+
+def _check_once(slots: list[int]) -> None:
+    if len(set(slots)) < len(slots):
+        raise BadSlot("a slot is named twice in %s" % slots)
 
 
 def _words(value: dict[str, Any]) -> str:

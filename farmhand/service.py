@@ -121,12 +121,15 @@ class SlotFace:
         self._let_go(Pyro4.current_context.client)
 
     def _let_go(self, connection: Any) -> None:
+        if connection is not self._holder:
+            return  # without the lock, which the holder has during a whole step
         with self._lock:
             if connection is self._holder and self._holder is not None:
                 self._supervisor.release(self._lease)
                 self._holder = None
 
     def _call(self, kind: int, body: dict[str, Any]) -> list[Any]:
+        self._refuse_others()  # at once, though the holder may be in a long step
         with self._lock:
             self._take()
             self._seq += 1
@@ -141,12 +144,15 @@ class SlotFace:
             raise RuntimeError(value["text"] + "\n" + value.get("traceback", ""))
         return list(_plain(value))
 
+    def _refuse_others(self) -> None:
+        if self._holder not in (None, Pyro4.current_context.client):
+            raise RuntimeError("slot %d is held by another connection" % self._number)
+
     def _take(self) -> None:
+        self._refuse_others()
         connection = Pyro4.current_context.client
         if self._holder is connection:
             return
-        if self._holder is not None:
-            raise RuntimeError("slot %d is held by another connection" % self._number)
         env = self._supervisor.slots[self._number].env
         try:
             lease = self._supervisor.acquire(env, 1, protocol.VERSION, expires=False, numbers=[self._number])

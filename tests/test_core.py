@@ -398,12 +398,13 @@ def test_episodes_are_exact_though_steps_are_lost():
 
 
 def test_the_rest_of_the_budget_goes_to_other_slots_when_one_is_lost_for_good(caplog):
-    # 4 slots and 6 steps: two slots wait without an action while the last two steps are under way, and one is lost.
-    for each in range(1, 8):
+    # 4 slots and 5 steps: three slots wait without an action while the last step is under way, and that one is lost.
+    for each in range(1, 6):
         pool, agent = LosingPool([Counter(100, slot) for slot in range(4)], 10**9, True), Recorder()
         pool.answers = itertools.count(10**9 - each)
-        agent.fit(pool, nb_steps=6, verbose=0)
-        assert agent.step == len(agent.remembered) == 6
+        agent.fit(pool, nb_steps=5, verbose=0)
+        assert agent.step == len(agent.remembered) == 5
+        assert len(pool.losses) == (each < 5)
 
 
 @pytest.mark.parametrize("slots", [1, 4])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gymnasium
 import keras
 import numpy as np
 import pytest
 import rl.core
+import tensorflow as tf
 from agent_parts import Counter, linear_agent
 from rl.memory import SequentialMemory
 from rl.random import OrnsteinUhlenbeckProcess
@@ -25,6 +27,10 @@ def some_batch(obs_dim=3, nb_actions=2, seed=0):
     proceed = np.ones(BATCH)
     proceed[[1, 4]] = 0
     return [states], action.astype(np.float32), reward.astype(np.float32), [next_states], np.float32(proceed)
+
+
+def tensors(batch):
+    return [[tf.constant(x) for x in part] if isinstance(part, list) else tf.constant(part) for part in batch]
 
 
 def agent_apart(**settings):
@@ -99,7 +105,7 @@ def test_the_critics_update_is_the_one_computed_by_hand(clip):
     agent, batch = agent_apart(delta_clip=clip), some_batch()
     loss, mean_q, _, critic, _ = by_hand(agent, batch, clip)
     actor, targets = weights_of(agent.actor), weights_of(agent.target_actor, agent.target_critic)
-    values = np.array(agent.update_critic(*batch))
+    values = np.array(agent.update_critic(*tensors(batch)))
     np.testing.assert_allclose(values, [loss, mean_q], atol=1e-5)
     assert_weights(agent.critic, critic)
     assert_equal(actor, weights_of(agent.actor))
@@ -110,7 +116,7 @@ def test_the_actors_update_is_the_one_computed_by_hand_and_leaves_the_critic():
     agent, batch = agent_apart(), some_batch()
     *_, actor = by_hand(agent, batch)
     critic = weights_of(agent.critic)
-    agent.update_actor(batch[0])
+    agent.update_actor(tensors(batch)[0])
     assert_weights(agent.actor, actor)
     assert_equal(critic, weights_of(agent.critic))
 
@@ -120,7 +126,7 @@ def test_metrics_compare_the_critics_prediction_with_its_target():
     (states,), action, *_ = batch
     _, _, target, _, _ = by_hand(agent, batch)
     q = np.array(agent.critic([action, states]))[:, 0]
-    np.testing.assert_allclose(np.array(agent.update_critic(*batch))[2], np.abs(q - target).mean(), atol=1e-5)
+    np.testing.assert_allclose(np.array(agent.update_critic(*tensors(batch)))[2], np.abs(q - target).mean(), atol=1e-5)
     assert agent.metrics_names == ["loss", "mean_q", "mae"]
 
 
@@ -280,7 +286,7 @@ def test_noise_is_added_while_training_only_and_actions_stay_within_bounds():
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_an_actor_that_gives_no_number_is_refused_and_nothing_is_sent(value):
     agent, env = linear_agent(), Counter()
-    agent.actor.set_weights([weight * value + value for weight in agent.actor.get_weights()])
+    agent.actor.set_weights([np.full_like(weight, value) for weight in agent.actor.get_weights()])
     with pytest.raises(FloatingPointError, match=r"after 0 updates: the training has diverged\n  now: load\(\)"):
         agent.fit(env, nb_steps=5, verbose=0)
     assert env.total == 0
@@ -289,7 +295,7 @@ def test_an_actor_that_gives_no_number_is_refused_and_nothing_is_sent(value):
 # Networks of other kinds.
 
 
-def conv_free_actor(window_length, obs_dim, *layers):
+def some_actor(window_length, obs_dim, *layers):
     seen = keras.Input((window_length, obs_dim))
     x = keras.layers.Dense(8)(keras.layers.Flatten()(seen))
     for layer in layers:
@@ -322,7 +328,7 @@ def test_batch_norm_dropout_and_weight_penalties_are_learnt_with(count):
         lambda: keras.layers.Dropout(0.3),
         lambda: keras.layers.Dense(4, kernel_regularizer="l2"),
     ]
-    actor = conv_free_actor(1, 3, *(make() for make in layers))
+    actor = some_actor(1, 3, *(make() for make in layers))
     critic, action = some_critic(1, 3, *(make() for make in layers))
     agent = DDPGAgent(1, actor, critic, action, ReplayMemory(500, seed=0), batch_size=16, target_model_update=0.1)
     agent.compile(keras.optimizers.Adam(0.01))
@@ -330,7 +336,7 @@ def test_batch_norm_dropout_and_weight_penalties_are_learnt_with(count):
     filled(agent)
     assert_learns(agent, count)
     norm = next(layer for layer in agent.critic.layers if isinstance(layer, keras.layers.BatchNormalization))
-    assert np.abs(np.array(norm.moving_mean)).max() > 0
+    assert np.abs(norm.moving_mean.numpy()).max() > 0
     state = [[np.ones(3, np.float32)]]
     assert_equal(agent.act(state, [0]), agent.act(state, [0]))  # no dropout while acting
 
@@ -449,7 +455,7 @@ def test_actions_that_are_no_box_are_refused():
         linear_agent().fit(Without(), nb_steps=5)
 
 
-def test_an_actor_for_observations_of_any_size_fits():
+def test_an_actor_for_observations_of_any_size_with_a_lambda_layer_fits():
     seen = keras.Input((1, None))
     mean = keras.layers.Lambda(lambda x: keras.ops.mean(x, -1), output_shape=(1,))
     actor = keras.Model(seen, keras.layers.Dense(1)(mean(seen)))
@@ -461,17 +467,15 @@ def test_an_actor_for_observations_of_any_size_fits():
 
 
 def test_make_ddpg_gives_an_agent_whose_actions_lie_within_the_bounds():
-    import gymnasium
-
     space = gymnasium.spaces.Box(np.float32([0, -2]), np.float32([1, 6]))
     agent = make_ddpg(gymnasium.spaces.Box(-9, 9, (3,)), space, seed=3, hidden=(8,))
     actions = agent.act([[np.float32([a, 0, 9])] for a in range(-9, 9)], range(18))
     assert all(space.contains(action) for action in actions)
     np.testing.assert_allclose(actions.mean(0), [0.5, 2.0], atol=0.2)
     with pytest.raises(ValueError, match=r"bounded Box of actions"):
-        make_ddpg(agent_space := gymnasium.spaces.Box(-9, 9, (3,)), gymnasium.spaces.Box(-np.inf, np.inf, (2,)))
+        make_ddpg(space, gymnasium.spaces.Box(-np.inf, np.inf, (2,)))
     with pytest.raises(ValueError, match=r"Box of observations"):
-        make_ddpg(gymnasium.spaces.Dict({"a": agent_space}), space)
+        make_ddpg(gymnasium.spaces.Dict({"a": space}), space)
 
 
 # Weights on disk.

@@ -23,6 +23,8 @@ from farms import running_farm
 from interpreters import python_with_numpy
 
 from farmer.farmlist import load_farmlist
+from farmhand import slots
+from wire import protocol
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -278,3 +280,25 @@ def test_the_make_targets_exist():
             ["make", "-n", *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
         )
         assert done.returncode == 0, done.stderr
+
+
+# docs/architecture.md
+
+
+def test_the_architecture_names_files_commands_and_states_that_there_are():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    tree = text.partition("SLAVE machine")[2].partition("`tests/")[0]
+    names = {path.name for path in ROOT.rglob("*.py") if not path.relative_to(ROOT).parts[0].startswith(".")}
+    named = set(re.findall(r"\b(\w+\.py)\b", tree))
+    assert len(named) > 15
+    assert named <= names
+    for folder in ("farmhand", "farmhand/worker", "farmer"):
+        ours = {path.name for path in (ROOT / folder).glob("*.py")} - {"__init__.py"}
+        assert ours <= named, f"{folder} has files that the page does not name"
+
+    table = text.partition("## The protocol")[2].partition("## ")[0]
+    assert set(re.findall(r"\b[A-Z]{3,}\b", table)) == {name.upper() for name in protocol.NAMES.values()}
+
+    diagram = re.search(r"    EMPTY -.*?state -+\+\n", text, re.DOTALL)[0]
+    assert diagram in slots.__doc__
+    assert {state.name for state in slots.State} == set(re.findall(r"\b[A-Z]{4,}\b", diagram))
