@@ -10,7 +10,6 @@ import contextlib
 import json
 import pathlib
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -263,7 +262,3 @@ class PoolFace:
 
     def close(self) -> None:
         self._closing.close()
-
-
-def stop_signals() -> tuple[int, int]:
-    return signal.SIGINT, signal.SIGTERM

@@ -11,13 +11,14 @@ import time
 
 import psutil
 import pytest
-from farms import ROOT, STOP_LIMIT, TESTS, FarmProcess, farm_command, is_gone, running_farm, stop_signals, workers_of
+from farms import ROOT, STOP_LIMIT, TESTS, FarmProcess, farm_command, is_gone, running_farm, workers_of
 from helpers import poll_until
 
 from farmer import Farmer, load_farmlist
 
 COUNTING = "environments:CountingEnv"
 SLOW = "environments:SlowEnv"
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def refused(tmp_path, *args, limit=30.0):
@@ -243,7 +244,7 @@ def test_two_environments_share_a_farm_and_a_slot_changes_from_one_to_the_other(
 # Its end.
 
 
-@pytest.mark.parametrize("number", stop_signals())
+@pytest.mark.parametrize("number", STOPS)
 def test_a_signal_ends_the_farm_and_its_workers_though_one_is_in_a_long_step(number):
     with running_farm(SLOW, slots=2) as farm, busy_slot(farm, SLOW, 60.0):
         workers = workers_of(farm.pid)
@@ -266,7 +267,7 @@ def test_a_farm_whose_workers_are_idle_ends_at_once_and_lets_them_close(tmp_path
     assert log.read_text() == "closed\nclosed\n"
 
 
-@pytest.mark.parametrize("number", stop_signals())
+@pytest.mark.parametrize("number", STOPS)
 def test_a_signal_during_the_start_ends_everything(tmp_path, number):
     (tmp_path / "hanging.py").write_text(
         "import time\ndef make():\n    print('here', flush=True)\n    time.sleep(600)\n"

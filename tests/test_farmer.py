@@ -330,8 +330,8 @@ def test_a_worker_that_leaves_in_a_step_is_told_with_its_exit_code():
 
 
 def play(farmer, seconds, sleep):
-    """Keeps every slot busy for a while; returns steps by farm and the least number that was busy on each."""
-    steps, least = {}, {}
+    """Keeps every slot busy for a while; returns steps by farm and how many slots of each were busy on average."""
+    steps, busy = {}, {}
     slots = started(farmer)
     farmer.send([[sleep(farmer.name_of(slot))] for slot in slots], slots)
     end = time.monotonic() + seconds
@@ -343,17 +343,17 @@ def play(farmer, seconds, sleep):
             steps[name] = steps.get(name, 0) + 1
         farmer.send([[sleep(farmer.name_of(slot))] for slot in batch.slot], batch.slot)
         for row in farmer.status()["farms"]:
-            least[row["farm"]] = min(least.get(row["farm"], 99), row["busy"])
-    return steps, least
+            busy.setdefault(row["farm"], []).append(row["busy"])
+    return steps, {farm: np.mean(counts) for farm, counts in busy.items()}
 
 
 def test_two_farms_stay_busy_and_their_steps_are_in_proportion_to_their_slots(farms_of_2_and_6):
     small, large = farms_of_2_and_6
     with Farmer(SLOW, [(small.address, 2), (large.address, 6)]) as farmer:
         assert farmer.nb_slots == 8
-        steps, least = play(farmer, 2.5, lambda farm: 0.05)
-        assert least[small.address] >= 1
-        assert least[large.address] >= 4
+        steps, busy = play(farmer, 2.5, lambda farm: 0.05)
+        assert busy[small.address] > 0.7 * 2
+        assert busy[large.address] > 0.7 * 6
         assert 2.4 < steps[large.address] / steps[small.address] < 3.6
         assert_ledgers_sum(farmer)
 
