@@ -15,8 +15,15 @@ def install() -> None:
     import tensorflow.keras.models as models
 
     def model_from_config(config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
-        """Keras 2's function: a model from what `{"class_name", "config"}` describes."""
-        return keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
+        """Keras 2's function: a model from what `{"class_name", "config"}` describes.
+
+        Keras 3 finds a class by its module, which Keras 2's descriptions, as `rl.util.clone_model` writes, do not name.
+        """
+        models_by_name = {"Sequential": keras.Sequential, "Functional": keras.Model, "Model": keras.Model}
+        if config["class_name"] not in models_by_name:
+            return keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
+        with keras.saving.custom_object_scope(custom_objects or {}):
+            return models_by_name[config["class_name"]].from_config(config["config"])
 
     if not hasattr(models, "model_from_config"):
         models.model_from_config = model_from_config

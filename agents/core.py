@@ -387,8 +387,11 @@ class _Run:
         self.callbacks.on_episode_end(episode.number, logs=dict(logs, slot=episode.slot, farm=episode.farm))
 
     def _lost(self, episode: Episode) -> None:
-        """The episode ends as truncated at its last good observation; the step that was lost is none."""
-        if episode.steps == 0:
+        """The episode ends as truncated at its last good observation; the step that was lost is none.
+
+        In a test another one is played instead: half an episode's return would count as a whole one's.
+        """
+        if episode.steps == 0 or not self.training:
             self._forget(episode)
             return
         if self.training:

@@ -96,7 +96,7 @@ class DDPGAgent(Agent):
         self._noise = NoiseBank(random_process) if random_process is not None else None
         self._low: Any = None
         self._high: Any = None
-        self._owed = 0.0
+        self._owed = 0  # steps for which no update was made yet
         self._metrics: list[tuple[str, Any]] = []
 
     # keras-rl's surface.
@@ -112,7 +112,7 @@ class DDPGAgent(Agent):
 
     @property
     def metrics_names(self) -> list[str]:
-        names = ["loss", "mean_q"] + [name for name, _ in self._metrics]
+        names = ["loss", *(name for name, _ in self._metrics), "mean_q"]  # keras-rl's order
         return names + (list(self.processor.metrics_names) if self.processor is not None else [])
 
     def compile(self, optimizer: Any, metrics: Sequence[Any] = ()) -> None:
@@ -133,7 +133,7 @@ class DDPGAgent(Agent):
         self.actor_optimizer.build(self.actor.trainable_variables)
         self.critic_optimizer.build(self.critic.trainable_variables)
         self._forward = tf.function(lambda states: self.actor(states, training=False), reduce_retracing=True)
-        self._updates = tf.function(self._update_many, jit_compile=True)
+        self._updates, self._by_xla = tf.function(self._update_many, jit_compile=True), True
         self.compiled = True
 
     def update_target_models_hard(self) -> None:
@@ -280,11 +280,11 @@ class DDPGAgent(Agent):
         warm = self.step > min(self.nb_steps_warmup_critic, self.nb_steps_warmup_actor)
         if not warm or len(self._store) < self.batch_size + self.window_length:
             return nothing
-        self._owed += steps / self.train_interval
+        self._owed += steps
         count = 1 if nb_slots == 1 else FUSED
         values = None
-        while self._owed >= count:
-            self._owed -= count
+        while self._owed >= count * self.train_interval:
+            self._owed -= count * self.train_interval
             values = self.update(count)
         if values is None:
             return nothing
@@ -302,9 +302,23 @@ class DDPGAgent(Agent):
         learn_critic = self.step > self.nb_steps_warmup_critic
         learn_actor = self.step > self.nb_steps_warmup_actor
         before = tf.constant(self.nb_updates, tf.int64)
-        values = self._updates(states, action, reward, next_states, proceed, before, learn_critic, learn_actor)
+        values = self._run_updates(states, action, reward, next_states, proceed, before, learn_critic, learn_actor)
         self.nb_updates += count
         return [float(value) for value in values]
+
+    def _run_updates(self, *batches: Any) -> Any:
+        """The compiled call; without XLA, and saying so, where XLA cannot compile an operation of the user's model."""
+        try:
+            return self._updates(*batches)
+        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError) as error:
+            if not self._by_xla:
+                raise
+            reason = str(error.message).strip().splitlines()[0]
+            warnings.warn(
+                "XLA cannot compile these networks; learning goes on without it, slower: %s" % reason, stacklevel=2
+            )
+            self._updates, self._by_xla = tf.function(self._update_many), False
+            return self._updates(*batches)
 
     def _update_many(
         self,
@@ -338,7 +352,7 @@ class DDPGAgent(Agent):
         return total / tf.cast(tf.shape(action)[0], tf.float32)
 
     def update_critic(self, states: Any, action: Any, reward: Any, next_states: Any, proceed: Any) -> Any:
-        """One step on the critic's loss (algorithm 1, L); returns loss, mean Q and metrics."""
+        """One step on the critic's loss (algorithm 1, L); returns loss, metrics and mean Q."""
         next_action = self.target_actor(_alone(next_states), training=False)  # (B, nb_actions)
         next_q = self._q(self.target_critic, next_action, next_states, False)  # (B,)
         target = reward + self.gamma * proceed * next_q  # (B,)  only `terminated` cuts the return
@@ -350,7 +364,7 @@ class DDPGAgent(Agent):
         variables = self.critic.trainable_variables
         self.critic_optimizer.apply(tape.gradient(loss, variables), variables)
         extra = [tf.reduce_mean(metric(target[:, None], q[:, None])) for _, metric in self._metrics]
-        return tf.stack([loss, tf.reduce_mean(q), *extra])
+        return tf.stack([loss, *extra, tf.reduce_mean(q)])
 
     def update_actor(self, states: Any) -> None:
         """One step up the critic's value of the actor's actions (algorithm 1, eq. 6)."""
@@ -396,9 +410,9 @@ def hard_update(target: keras.Model, online: keras.Model) -> None:
 
 
 def clipped_error(error: Any, clip: float) -> Any:
-    """Half the square up to `clip` and linear beyond; the plain square where clip is infinite, as keras-rl's."""
+    """Half the square up to `clip` and linear beyond, as keras-rl's `huber_loss`."""
     if not np.isfinite(clip):
-        return tf.square(error)
+        return 0.5 * tf.square(error)
     size = tf.abs(error)
     return tf.where(size < clip, 0.5 * tf.square(error), clip * (size - 0.5 * clip))
 

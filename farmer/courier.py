@@ -184,8 +184,11 @@ class Courier:
         """
         self._poll_line = self._reach()
         with self._state:
-            self._queue.clear()  # what it held is asked for like the rest; the farm says that it never came
-            asked = [[slot, seq, protocol.ASK, b""] for slot, seq in sorted(self._under_way)]
+            # What still stands in the queue was handed to nobody, and goes its way after this. Number 0 is nobody's:
+            # asking about it tells the farm, in any case, that calls on the old connection are to get nothing more.
+            queued = {(command[0], command[1]) for command in self._queue}
+            asked = [[slot, seq, protocol.ASK, b""] for slot, seq in sorted(self._under_way - queued)]
+            asked += [[slot, 0, protocol.ASK, b""] for slot, _ in sorted(queued)]
             self._broken = False
             self._polling = True
         self._take(self._poll_line.exchange(self.lease, asked, 0.0))

@@ -56,7 +56,7 @@ def by_hand(agent, batch, clip=np.inf):
     q = (both @ wc + bc)[:, 0]
     error = q - target
     if np.isinf(clip):
-        loss, slope = np.mean(error**2), 2 * error
+        loss, slope = np.mean(error**2 / 2), error
     else:
         small = np.abs(error) < clip
         loss = np.mean(np.where(small, error**2 / 2, clip * (np.abs(error) - clip / 2)))
@@ -126,8 +126,8 @@ def test_metrics_compare_the_critics_prediction_with_its_target():
     (states,), action, *_ = batch
     _, _, target, _, _ = by_hand(agent, batch)
     q = np.array(agent.critic([action, states]))[:, 0]
-    np.testing.assert_allclose(np.array(agent.update_critic(*tensors(batch)))[2], np.abs(q - target).mean(), atol=1e-5)
-    assert agent.metrics_names == ["loss", "mean_q", "mae"]
+    np.testing.assert_allclose(np.array(agent.update_critic(*tensors(batch)))[1], np.abs(q - target).mean(), atol=1e-5)
+    assert agent.metrics_names == ["loss", "mae", "mean_q"], "in keras-rl's order"
 
 
 def test_replay_ends_the_return_at_termination_only():
@@ -148,7 +148,7 @@ def test_replay_ends_the_return_at_termination_only():
 def test_clipped_error_is_half_a_square_within_and_a_line_beyond():
     errors = np.float32([-3, -1, -0.5, 0, 0.5, 1, 3])
     np.testing.assert_allclose(clipped_error(errors, 1.0), [2.5, 0.5, 0.125, 0, 0.125, 0.5, 2.5])
-    np.testing.assert_allclose(clipped_error(errors, np.inf), errors**2)
+    np.testing.assert_allclose(clipped_error(errors, np.inf), errors**2 / 2)
     assert linear_agent(delta_range=(-2.0, 2.0)).delta_clip == 2.0
 
 
@@ -533,3 +533,43 @@ def test_weights_of_other_networks_are_refused_and_change_nothing(tmp_path, what
     with pytest.raises(ValueError, match=r"do not fit this agent's networks"):
         agent.load_weights(tmp_path / "w")
     assert_equal(before, everything(agent))
+
+
+def test_a_model_that_xla_cannot_compile_learns_without_it_and_says_so():
+    class Outside(keras.layers.Layer):
+        """Calls Python in the middle of the graph, which XLA cannot."""
+
+        def call(self, x):
+            total = tf.numpy_function(np.float32, [tf.reduce_sum(tf.stop_gradient(x))], tf.float32)
+            total.set_shape([])
+            return x + 0.0 * total
+
+    observation, action = keras.Input((1, 3)), keras.Input((1,))
+    actor = keras.Model(observation, keras.layers.Dense(1)(Outside()(keras.layers.Flatten()(observation))))
+    both = keras.layers.Concatenate()([action, keras.layers.Flatten()(observation)])
+    critic = keras.Model([action, observation], keras.layers.Dense(1)(both))
+    agent = DDPGAgent(1, actor, critic, action, ReplayMemory(300), batch_size=4)
+    agent.compile("adam")
+    filled(agent)
+    before = agent.actor.get_weights()
+    with pytest.warns(UserWarning, match="XLA cannot compile these networks"):
+        agent.update()
+    agent.update()
+    assert agent.nb_updates == 2
+    assert any((a != b).any() for a, b in zip(before, agent.actor.get_weights(), strict=True))
+
+
+def test_keras_rls_own_clone_model_works_over_the_bridge():
+    import rl.util
+
+    model = linear_agent().actor
+    clone = rl.util.clone_model(model)
+    assert_equal(weights_of(model), weights_of(clone))
+
+
+@pytest.mark.parametrize(("interval", "updates"), [(1, 40), (10, 4), (0.5, 80)])
+def test_updates_are_exactly_steps_over_the_train_interval(interval, updates):
+    agent = filled(agent_apart(train_interval=interval), nb_actions=2)
+    for _ in range(40):
+        agent.learn(1, 1)
+    assert agent.nb_updates == updates
