@@ -150,6 +150,7 @@ class Farmer:
         self._seeds = None if seed is None else np.random.default_rng(seed)
         self._lock = threading.RLock()
         self._arrived = threading.Condition(self._lock)
+        self._over = threading.Event()
         self._rows: deque[Row] = deque()
         self._places: list[_Place] = []
         self._farms: list[_Farm] = []
@@ -352,6 +353,7 @@ class Farmer:
             couriers = [farm.courier for farm in self._farms if farm.courier is not None]
             for farm in self._farms:
                 farm.courier = None
+            self._over.set()
             self._arrived.notify_all()
         for courier in couriers:
             courier.close()
@@ -481,15 +483,8 @@ class Farmer:
         farm.by_far = {}
 
     def _keep(self) -> None:
-        while True:
-            with self._lock:
-                if self._arrived.wait_for(lambda: self._closed, 0.0):
-                    return
+        while not self._over.wait(1.0):
             self._retry()
-            deadline = time.monotonic() + 1.0
-            with self._lock:
-                while not self._closed and time.monotonic() < deadline:
-                    self._arrived.wait(deadline - time.monotonic())
 
     def _retry(self) -> None:
         for farm in list(self._farms):
