@@ -33,8 +33,9 @@ format: $(VENV)/.made ## let ruff rewrite what it can
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-bench: $(VENV)/.made ## what a remote step costs, beside Gymnasium's AsyncVectorEnv
+bench: $(VENV)/.made ## what a remote step costs and where it goes, beside AsyncVectorEnv
 	$(VENV)/bin/python benchmarks/step_latency.py
+	$(VENV)/bin/python benchmarks/step_parts.py
 
 osim: $(OSIM)/.made ## make the OpenSim environment, .venv-osim
 

@@ -30,7 +30,6 @@ from wire.errors import (
     BadAction,
     BadSlot,
     FarmError,
-    FarmRefused,
     FarmTimeout,
     FarmUnreachable,
     LeaseLost,
@@ -110,7 +109,6 @@ class _Farm:
     address: FarmAddress
     wanted: int = 0
     courier: Courier | None = None
-    offered: int = 0
     trouble: str | None = None
     next_try: float = 0.0
     leaving: bool = False
@@ -457,7 +455,7 @@ class Farmer:
             for place, far in zip(mine, leased["slots"], strict=False):
                 place.far, place.not_before = far, 0.0
                 farm.by_far[far] = place
-            farm.courier, farm.trouble, farm.offered = courier, None, int(line.about["slots"])
+            farm.courier, farm.trouble = courier, None
             self._arrived.notify_all()
         courier.start()
 
@@ -663,6 +661,3 @@ def _check_once(slots: list[int]) -> None:
 def _words(value: dict[str, Any]) -> str:
     text = "%s: %s" % (value["type"], value["text"]) if "type" in value else value["text"]
     return text + ("\n" + value["traceback"] if value.get("traceback") else "")
-
-
-__all__ = ["Batch", "FarmRefused", "Farmer", "Row"]

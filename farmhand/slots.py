@@ -73,12 +73,11 @@ class Slot:
 
     # Events of the process.
 
-    def started(self, pid: int) -> bytes | None:
+    def started(self, pid: int) -> None:
         """A worker process was started here."""
         self.state, self.pid = State.STARTING, pid
         self.starts += 1
         self.episodes = self.steps = 0
-        return None
 
     def constructed(self) -> list[bytes]:
         """The environment stands. Returns the frames to write now: a reset that came too early, or none."""
