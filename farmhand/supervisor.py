@@ -164,12 +164,14 @@ class Supervisor:
         self._bell.ring()
         if self._thread.ident is not None:
             self._thread.join()
+        with self._lock:  # a call that was under way may have ended one of them, and now leaves the others alone
+            workers = list(self._workers.values())
+            self._workers.clear()
         deadline = time.monotonic() + STOP_LIMIT
-        for worker in self._workers.values():
+        for worker in workers:
             worker.ask_to_end()
-        for worker in self._workers.values():
+        for worker in workers:
             worker.end(max(0.0, deadline - time.monotonic()))
-        self._workers.clear()
         self._selector.close()
         self._bell.close()
 
