@@ -19,21 +19,23 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from agents import DDPGAgent, make_ddpg
+from agents import make_ddpg, make_sac
 from agents.callbacks import Callback
-from agents.checkpoint import load_checkpoint, save_checkpoint
+from agents.checkpoint import Autosave, Checkpointer
+from agents.metrics import MetricsLogger, plot_metrics
+from agents.offpolicy import OffPolicyAgent
 from farmer import Farmer
 from wire.errors import FarmError, FarmlistError
 
 ROOT = Path(__file__).resolve().parent
-AGENTS: dict[str, Callable[..., DDPGAgent]] = {"ddpg": make_ddpg}
+AGENTS: dict[str, Callable[..., OffPolicyAgent]] = {"ddpg": make_ddpg, "sac": make_sac}
 WINDOW = 10  #: episodes of the running mean
 START_LIMIT = 150.0  #: s for a local farm to come up
 console = Console()
@@ -46,7 +48,7 @@ class Options:
     env: str
     """A name from the farms' catalogs, as Pendulum-v1 or osim:L2M2019."""
     agent: str = "ddpg"
-    """Which agent learns: ddpg."""
+    """Which agent learns: ddpg or sac."""
     farmlist: Path | None = None
     """The list of farms; ./farmlist.py by default. Without one a local farm is started."""
     slots: int | None = None
@@ -61,6 +63,18 @@ class Options:
     """The simulator's Python, for a local farm."""
     resume: bool = False
     """Load the folder's checkpoint before training."""
+    action_repetition: int = 1
+    """Frames that an action is applied for, in the worker."""
+    updates_per_step: float = 1.0
+    """Updates of the networks for each step of the agent, 0.25 to 20."""
+    normalize: Literal["auto", "on", "off"] = "auto"
+    """Observations by running mean and deviation; auto: where the space has no bounds, or wide ones."""
+    schedule: Literal["overlap", "sync"] = "overlap"
+    """Learn while environments step, or in turns that a seed reproduces exactly."""
+    autosave: float = 10.0
+    """Minutes between checkpoints while it trains; 0: only save() writes one."""
+    keep: int = 3
+    """Checkpoints that stay."""
 
 
 @dataclass(frozen=True)
@@ -217,16 +231,20 @@ class Session:
         """
         if options.agent not in AGENTS:
             raise ValueError("no agent %r\n  there are: %s" % (options.agent, ", ".join(AGENTS)))
+        if options.action_repetition < 1:
+            raise ValueError("--action-repetition must be at least 1, not %d" % options.action_repetition)
+        if options.autosave < 0:
+            raise ValueError("--autosave must be 0 (never) or minutes, not %g" % options.autosave)
         self.options = options
         self.out = options.out or Path("runs") / re.sub(r"[^\w.-]+", "_", options.env)
         self.episodes: list[Episode] = []
         self.seconds = 0.0
         self.local: LocalFarm | None = None
+        self.saves = Checkpointer(self.out / "checkpoint", options.keep, 60 * options.autosave or None)
+        self.metrics = MetricsLogger(self.out)
         self.farmer = self._farmer()
         try:
-            self.agent = AGENTS[options.agent](
-                self.farmer.observation_space, self.farmer.action_space, seed=options.seed
-            )
+            self.agent = self._agent()
             if options.resume:
                 self.load()
         except BaseException:
@@ -248,6 +266,19 @@ class Session:
                 self.local.stop()
             raise
 
+    def _agent(self) -> OffPolicyAgent:
+        options = self.options
+        agent = AGENTS[options.agent](
+            self.farmer.observation_space,
+            self.farmer.action_space,
+            seed=options.seed,
+            updates_per_step=options.updates_per_step,
+            schedule=options.schedule,
+            normalize_observations={"auto": None, "on": True, "off": False}[options.normalize],
+        )
+        agent.fault_folder = self.out
+        return agent
+
     def r(self, n: int = 100) -> int:
         """Trains n episodes; Ctrl-C ends it at once and keeps what was learnt.
 
@@ -260,8 +291,10 @@ class Session:
             FarmError: the farms failed in a way that it cannot go on with; what was learnt is kept.
         """
         watch = Watch(self, _positive(n))
+        callbacks = [watch, self.metrics, Autosave(self.saves, self._extra)]
+        repetition = self.options.action_repetition
         try:
-            self.agent.fit(self.farmer, nb_steps=None, nb_episodes=n, callbacks=[watch], verbose=0)
+            self.agent.fit(self.farmer, None, repetition, callbacks, verbose=0, nb_episodes=n)
         finally:
             if watch.done < n:
                 say("stopped after %d of %d episodes; r(%d) goes on" % (watch.done, n, n - watch.done))
@@ -271,34 +304,40 @@ class Session:
 
     def test(self, n: int = 10) -> list[float]:
         """Plays n episodes without noise and without learning; returns their returns."""
-        history = self.agent.test(self.farmer, nb_episodes=_positive(n), visualize=False, verbose=0)
+        repetition = self.options.action_repetition
+        history = self.agent.test(self.farmer, _positive(n), repetition, visualize=False, verbose=0)
         returns = [float(value) for value in history.history.get("episode_reward", [])]
         if returns:
             say("test: mean return %.1f over %d episodes (sd %.1f)" % (np.mean(returns), len(returns), np.std(returns)))
         return returns
 
     def save(self, path: str | os.PathLike[str] | None = None) -> Path:
-        """Saves everything: weights, optimizers, targets, replay, counters, history."""
-        folder = Path(path or self.out / "checkpoint")
-        rows = [[e.reward, e.steps, e.slot, e.farm, e.seconds] for e in self.episodes]
-        save_checkpoint(self.agent, folder, {"env": self.options.env, "episodes": rows, "seconds": self.seconds})
-        say("saved to %s" % folder)
-        return folder
+        """Saves everything: weights, optimizers, targets, replay, random states, counters, history."""
+        saves = self.saves if path is None else Checkpointer(path, self.options.keep)
+        made = saves.save(self.agent, self._extra())
+        say("saved to %s" % made)
+        return made
 
     def load(self, path: str | os.PathLike[str] | None = None) -> Path:
-        """Loads what `save` wrote.
+        """Loads the newest whole save.
 
         Raises:
             FileNotFoundError, ValueError: nothing there, or it does not fit; everything stays as it was.
         """
-        folder = Path(path or self.out / "checkpoint")
-        extra = load_checkpoint(self.agent, folder)
+        saves = self.saves if path is None else Checkpointer(path, self.options.keep)
+        extra = saves.load(self.agent)
+        assert saves.loaded is not None
         self.episodes = [Episode(*row) for row in extra.get("episodes", [])]
         self.seconds = extra.get("seconds", 0.0)
         if extra.get("env", self.options.env) != self.options.env:
             say("note: it was trained on %s" % extra["env"])
-        say("loaded %s: %d episodes, mean return %.1f" % (folder, len(self.episodes), self.mean_return()))
-        return folder
+        told = "loaded %s: %d episodes, %d steps, %d updates, mean return %.1f"
+        say(told % (saves.loaded, len(self.episodes), self.agent.step, self.agent.nb_updates, self.mean_return()))
+        return saves.loaded
+
+    def _extra(self) -> dict[str, Any]:
+        rows = [[e.reward, e.steps, e.slot, e.farm, e.seconds] for e in self.episodes]
+        return {"env": self.options.env, "episodes": rows, "seconds": self.seconds}
 
     def status(self) -> None:
         """Shows farms, slots and the ledger of steps."""
@@ -315,7 +354,7 @@ class Session:
         say("%d episodes, %d steps, %d updates" % (len(self.episodes), self.agent.step, self.agent.nb_updates))
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Path:
-        """Draws the learning curve to a PNG, and inline in a notebook."""
+        """Draws the learning curve to a PNG, and inline in a notebook; losses, speeds and times to metrics.png."""
         from matplotlib.figure import Figure
 
         file = Path(path or self.out / "returns.png")
@@ -337,6 +376,10 @@ class Session:
 
             display(Image(str(file)))
         say("learning curve: %s" % file)
+        if (self.out / "metrics.jsonl").exists():
+            say(
+                "losses, speeds, times: %s" % plot_metrics(self.out, file.parent / "metrics.png", str(axes.get_title()))
+            )
         return file
 
     def refarm(self) -> None:
@@ -358,6 +401,7 @@ class Session:
 
     def close(self) -> None:
         """Frees all slots and ends a local farm."""
+        self.metrics.close()
         self.farmer.close()
         if self.local is not None:
             self.local.stop()

@@ -17,6 +17,7 @@ from agents.core import Agent  # noqa: E402
 from agents.ddpg import DDPGAgent  # noqa: E402
 from agents.local import LocalPool  # noqa: E402
 from agents.memory import ReplayMemory  # noqa: E402
-from agents.networks import make_ddpg  # noqa: E402
+from agents.networks import make_ddpg, make_sac  # noqa: E402
+from agents.sac import SACAgent  # noqa: E402
 
-__all__ = ["Agent", "DDPGAgent", "LocalPool", "ReplayMemory", "make_ddpg"]
+__all__ = ["Agent", "DDPGAgent", "LocalPool", "ReplayMemory", "SACAgent", "make_ddpg", "make_sac"]

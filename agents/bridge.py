@@ -1,4 +1,4 @@
-"""Makes keras-rl2 1.0.5 importable under Keras 3: the one place that touches it.
+"""Makes keras-rl2 1.0.5 importable under Keras 3, and Keras 2's `lr=` understood: the one place that touches either.
 
 keras-rl2 was written for Keras 2. `rl.core`, `rl.callbacks`, `rl.memory` and `rl.random` import as they are; `rl.util`,
 and with it `rl.policy` and `rl.processors`, wants `tensorflow.keras.models.model_from_config`, which Keras 3 dropped.
@@ -6,11 +6,18 @@ and with it `rl.policy` and `rl.processors`, wants `tensorflow.keras.models.mode
 
 from __future__ import annotations
 
+import functools
+import warnings
 from typing import Any
 
 
 def install() -> None:
-    """Puts the missing name where keras-rl looks for it; does nothing where it exists."""
+    """Puts what is missing where keras-rl and scripts written for it look; does nothing where it exists."""
+    _model_from_config()
+    _legacy_learning_rate()
+
+
+def _model_from_config() -> None:
     import keras
     import tensorflow.keras.models as models
 
@@ -27,3 +34,34 @@ def install() -> None:
 
     if not hasattr(models, "model_from_config"):
         models.model_from_config = model_from_config
+
+
+def _legacy_learning_rate() -> None:
+    """Lets every optimizer take Keras 2's `lr=`, as all of keras-rl's examples write it; Keras 3 raises ValueError.
+
+    Keras itself ignores `decay=` with a warning. Every optimizer's constructor hands on what it does not know to
+    this one, whichever name it was imported by and whether before or after this.
+    """
+    import keras
+
+    constructor = keras.optimizers.Optimizer.__init__
+    if getattr(constructor, "takes_lr", False):
+        return
+
+    @functools.wraps(constructor)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if "lr" in kwargs:
+            value = kwargs.pop("lr")
+            warnings.warn(
+                "%s(lr=%r) is Keras 2's name: taken as learning_rate=%r" % (type(self).__name__, value, value),
+                UserWarning,
+                stacklevel=3,  # the script's line: Adam's constructor called this one
+            )
+            if args:
+                args = (value, *args[1:])
+            else:
+                kwargs["learning_rate"] = value
+        constructor(self, *args, **kwargs)
+
+    __init__.takes_lr = True  # type: ignore[attr-defined]
+    keras.optimizers.Optimizer.__init__ = __init__

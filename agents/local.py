@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ class LocalBatch:
     lost: np.ndarray
     first: np.ndarray
     info: list[dict[str, Any]]
+    env_s: np.ndarray
+    trip_s: np.ndarray
 
 
 class LocalPool:
@@ -46,7 +49,7 @@ class LocalPool:
         self.envs = list(envs)
         self.observation_space = getattr(envs[0], "observation_space", None)
         self.action_space = getattr(envs[0], "action_space", None)
-        self._rows: deque[tuple[int, Any, float, bool, bool, bool, dict[str, Any]]] = deque()
+        self._rows: deque[tuple[int, Any, float, bool, bool, bool, dict[str, Any], float]] = deque()
         self._episode = [False] * len(self.envs)
 
     @property
@@ -62,32 +65,36 @@ class LocalPool:
 
     def reset(self, slots: Sequence[int], seeds: Sequence[int | None] | None = None) -> None:
         for slot, seed in zip(slots, seeds or [None] * len(slots), strict=True):
+            began = time.perf_counter()
             result = self.envs[slot].reset() if seed is None else self.envs[slot].reset(seed=seed)
+            seconds = time.perf_counter() - began
             has_info = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
             obs, info = result if has_info else (result, {})
             self._episode[slot] = True
-            self._rows.append(
-                (slot, copy.deepcopy(obs), 0.0, False, False, True, info)
-            )  # it may write into the same array
+            # Copied, for it may write into the same array.
+            self._rows.append((slot, copy.deepcopy(obs), 0.0, False, False, True, info, seconds))
 
     def send(self, actions: Any, slots: Sequence[int], repeat: int = 1) -> None:
         for action, slot in zip(actions, slots, strict=True):
-            total, over = 0.0, False
+            total, seconds, over = 0.0, 0.0, False
             for _ in range(repeat):
                 if over:
                     break
-                obs, reward, terminated, truncated, info = _five(self.envs[slot].step(action))
+                began = time.perf_counter()
+                result = self.envs[slot].step(action)
+                seconds += time.perf_counter() - began
+                obs, reward, terminated, truncated, info = _five(result)
                 total += float(reward)
                 over = terminated or truncated
             self._episode[slot] = not over
-            self._rows.append((slot, copy.deepcopy(obs), total, terminated, truncated, False, info))
+            self._rows.append((slot, copy.deepcopy(obs), total, terminated, truncated, False, info, seconds))
 
     def recv(self, min_ready: int = 1, timeout: float | None = 60.0) -> LocalBatch:
         if not self._rows:
             raise RuntimeError("recv with no command under way: reset or send first")
         rows = list(self._rows)
         self._rows.clear()
-        slot, obs, reward, terminated, truncated, first, info = zip(*rows, strict=True)
+        slot, obs, reward, terminated, truncated, first, info, seconds = zip(*rows, strict=True)
         return LocalBatch(
             np.array(slot, np.int32),
             list(obs),
@@ -97,6 +104,8 @@ class LocalPool:
             np.zeros(len(rows), bool),
             np.array(first, bool),
             list(info),
+            np.array(seconds, np.float32),
+            np.array(seconds, np.float32),  # nothing travels
         )
 
     def abandon(self, slots: Sequence[int] | None = None) -> None:

@@ -1,7 +1,8 @@
-"""Default networks, and a DDPG agent with settings that work."""
+"""Default networks, and agents with settings that work."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -11,46 +12,163 @@ from rl.random import GaussianWhiteNoiseProcess
 
 from agents.ddpg import DDPGAgent
 from agents.memory import ReplayMemory
+from agents.sac import SACAgent
+
+#: Of one observation: a shape, or by name the shapes of its parts.
+Shapes = tuple[int, ...] | dict[str, tuple[int, ...]]
 
 
 def mlp_actor(
-    observation_shape: tuple[int, ...],
-    low: np.ndarray,
-    high: np.ndarray,
-    hidden: tuple[int, ...] = (64, 64),
+    observation_shape: Shapes,
+    nb_actions: int,
+    hidden: Sequence[int] = (256, 256),
+    stochastic: bool = False,
+    layer_norm: bool = False,
     window_length: int = 1,
     seed: int | None = None,
 ) -> keras.Model:
-    """A multi-layer perceptron from (None, window_length, *observation_shape) to actions within [low, high]."""
+    """A multi-layer perceptron from (None, window_length, *observation_shape) to actions in [-1, 1].
+
+    Args:
+        observation_shape: of one observation, or a dict of its parts' shapes.
+        nb_actions: components of an action, A.
+        hidden: widths of the layers.
+        stochastic: gives means and log deviations (None, 2 A), as SAC wants, instead of actions (None, A).
+        layer_norm: normalises each hidden layer before its ReLU.
+        window_length: observations a state.
+        seed: of the weights.
+    """
     seeds = keras.random.SeedGenerator(seed)
-    observation = keras.Input((window_length, *observation_shape), name="observation")
-    x = keras.layers.Flatten()(observation)
-    for width in hidden:
-        x = keras.layers.Dense(width, "relu", kernel_initializer=_kernel(seeds))(x)
-    small = keras.initializers.RandomUniform(
-        -3e-3, 3e-3, seed=_next(seeds)
-    )  # first actions near the middle: DDPG, sec. 7
-    x = keras.layers.Dense(low.size, "tanh", kernel_initializer=small)(x)
-    scale, offset = ((high - low) / 2).ravel().tolist(), ((high + low) / 2).ravel().tolist()
-    return keras.Model(observation, keras.layers.Rescaling(scale, offset, name="to_bounds")(x), name="actor")
+    inputs = _inputs(observation_shape, window_length)
+    x = _hidden(_joined(inputs), hidden, layer_norm, seeds)
+    if stochastic:
+        x = keras.layers.Dense(2 * nb_actions, kernel_initializer=_kernel(seeds), name="mean_and_log_std")(x)
+    else:
+        # First actions near the middle: arXiv 1509.02971, section 7.
+        small = keras.initializers.RandomUniform(-3e-3, 3e-3, seed=_next(seeds))
+        x = keras.layers.Dense(nb_actions, "tanh", kernel_initializer=small, name="action")(x)
+    return keras.Model(inputs if len(inputs) > 1 else inputs[0], x, name="actor")
 
 
 def mlp_critic(
-    observation_shape: tuple[int, ...],
+    observation_shape: Shapes,
     nb_actions: int,
-    hidden: tuple[int, ...] = (64, 64),
+    hidden: Sequence[int] = (256, 256),
+    layer_norm: bool = False,
     window_length: int = 1,
     seed: int | None = None,
 ) -> tuple[keras.Model, Any]:
     """A perceptron from action and observation to a value; returns (critic, its action input)."""
     seeds = keras.random.SeedGenerator(seed)
     action = keras.Input((nb_actions,), name="action")
-    observation = keras.Input((window_length, *observation_shape), name="observation")
-    x = keras.layers.Concatenate()([action, keras.layers.Flatten()(observation)])
-    for width in hidden:
-        x = keras.layers.Dense(width, "relu", kernel_initializer=_kernel(seeds))(x)
-    value = keras.layers.Dense(1, kernel_initializer=_kernel(seeds))(x)
-    return keras.Model([action, observation], value, name="critic"), action
+    inputs = _inputs(observation_shape, window_length)
+    x = _hidden(keras.layers.Concatenate()([action, _joined(inputs)]), hidden, layer_norm, seeds)
+    value = keras.layers.Dense(1, kernel_initializer=_kernel(seeds), name="value")(x)
+    return keras.Model([action, *inputs], value, name="critic"), action
+
+
+def make_ddpg(
+    observation_space: Any,
+    action_space: Any,
+    seed: int | None = None,
+    hidden: Sequence[int] = (128, 128),
+    learning_rate: float = 1e-3,
+    memory_limit: int = 200_000,
+    layer_norm: bool = False,
+    **settings: Any,
+) -> DDPGAgent:
+    """A compiled DDPG agent for observations of numbers or images and a bounded action.
+
+    Args:
+        observation_space: a gymnasium Box, or a Dict of them.
+        action_space: a bounded Box.
+        seed: of weights, noise, sampling and episodes.
+        hidden: widths of both networks.
+        learning_rate: of both Adam optimizers.
+        memory_limit: observations in replay.
+        layer_norm: in both networks.
+        **settings: any of DDPGAgent's, instead of the ones chosen here.
+
+    Raises:
+        ValueError: a space that DDPG cannot learn on.
+    """
+    shape, nb_actions = _fits("DDPG", observation_space, action_space)
+    if seed is not None:
+        np.random.seed(seed)  # keras-rl's random processes draw from numpy's global generator
+    actor = mlp_actor(shape, nb_actions, hidden, layer_norm=layer_norm, seed=seed)
+    critic, action = mlp_critic(shape, nb_actions, hidden, layer_norm, seed=None if seed is None else seed + 1)
+    chosen: dict[str, Any] = {
+        "memory": ReplayMemory(memory_limit, seed=seed),
+        "batch_size": 128,
+        "nb_steps_warmup_critic": 1000,
+        "nb_steps_warmup_actor": 1000,
+        "target_model_update": 5e-3,
+        "gamma": 0.98,
+        "random_process": GaussianWhiteNoiseProcess(sigma=0.1, size=nb_actions),
+        "scale_actions": True,
+        "seed": seed,
+    }
+    agent = DDPGAgent(nb_actions, actor, critic, action, **dict(chosen, **settings))
+    agent.compile(keras.optimizers.Adam(learning_rate))
+    return agent
+
+
+def make_sac(
+    observation_space: Any,
+    action_space: Any,
+    seed: int | None = None,
+    hidden: Sequence[int] = (256, 256),
+    learning_rate: float = 3e-4,
+    memory_limit: int = 1_000_000,
+    layer_norm: bool = False,
+    **settings: Any,
+) -> SACAgent:
+    """A compiled SAC agent for observations of numbers or images and a bounded action; arguments as `make_ddpg`."""
+    shape, nb_actions = _fits("SAC", observation_space, action_space)
+    seeds = [None] * 3 if seed is None else [seed, seed + 1, seed + 2]
+    actor = mlp_actor(shape, nb_actions, hidden, True, layer_norm, seed=seeds[0])
+    pairs = [mlp_critic(shape, nb_actions, hidden, layer_norm, seed=one) for one in seeds[1:]]
+    chosen: dict[str, Any] = {"memory": ReplayMemory(memory_limit, seed=seed), "seed": seed}
+    agent = SACAgent(nb_actions, actor, [c for c, _ in pairs], pairs[0][1], **dict(chosen, **settings))
+    agent.compile(keras.optimizers.Adam(learning_rate))
+    return agent
+
+
+def _fits(name: str, observation_space: Any, action_space: Any) -> tuple[Shapes, int]:
+    """The shapes for the networks. Raises ValueError for a space the agent cannot learn on."""
+    if not isinstance(action_space, gymnasium.spaces.Box) or not action_space.is_bounded():
+        raise ValueError("%s wants a bounded Box of actions, and this environment has %s" % (name, action_space))
+    nb_actions = int(np.prod(action_space.shape))
+    if isinstance(observation_space, gymnasium.spaces.Box):
+        return tuple(observation_space.shape), nb_actions
+    if isinstance(observation_space, gymnasium.spaces.Dict):
+        parts = {key: observation_space[key] for key in sorted(observation_space.spaces)}
+        if all(isinstance(part, gymnasium.spaces.Box) for part in parts.values()):
+            return {key: tuple(part.shape) for key, part in parts.items() if part.shape is not None}, nb_actions
+    raise ValueError(
+        "%s wants a Box of observations, or a Dict of Boxes, and this environment has %s\n"
+        "  now: flatten it in a factory of your own (gymnasium.wrappers.FlattenObservation) and farm that"
+        % (name, observation_space)
+    )
+
+
+def _inputs(shapes: Shapes, window_length: int) -> list[Any]:
+    parts = shapes if isinstance(shapes, dict) else {"observation": shapes}
+    return [keras.Input((window_length, *parts[name]), name=name) for name in sorted(parts)]
+
+
+def _joined(inputs: list[Any]) -> Any:
+    flat = [keras.layers.Flatten()(x) for x in inputs]
+    return flat[0] if len(flat) == 1 else keras.layers.Concatenate()(flat)
+
+
+def _hidden(x: Any, widths: Sequence[int], layer_norm: bool, seeds: keras.random.SeedGenerator) -> Any:
+    for width in widths:
+        x = keras.layers.Dense(width, kernel_initializer=_kernel(seeds))(x)
+        if layer_norm:
+            x = keras.layers.LayerNormalization()(x)
+        x = keras.layers.ReLU()(x)
+    return x
 
 
 def _next(seeds: keras.random.SeedGenerator) -> int:
@@ -59,53 +177,3 @@ def _next(seeds: keras.random.SeedGenerator) -> int:
 
 def _kernel(seeds: keras.random.SeedGenerator) -> keras.Initializer:
     return keras.initializers.GlorotUniform(seed=_next(seeds))
-
-
-def make_ddpg(
-    observation_space: Any,
-    action_space: Any,
-    seed: int | None = None,
-    hidden: tuple[int, ...] = (128, 128),
-    learning_rate: float = 1e-3,
-    memory_limit: int = 200_000,
-    **settings: Any,
-) -> DDPGAgent:
-    """A compiled DDPG agent for a flat or image observation and a bounded action.
-
-    Args:
-        observation_space, action_space: gymnasium Boxes.
-        seed: of weights, noise and sampling.
-        hidden: widths of both networks.
-        learning_rate: of both Adam optimizers.
-        memory_limit: transitions in replay.
-        **settings: any of DDPGAgent's, instead of the ones chosen here.
-
-    Raises:
-        ValueError: a space that DDPG cannot learn on.
-    """
-    if not isinstance(observation_space, gymnasium.spaces.Box):
-        raise ValueError(
-            "DDPG wants a Box of observations, and this environment has %s\n"
-            "  now: flatten it in a factory of your own (gymnasium.wrappers.FlattenObservation) and farm that"
-            % observation_space
-        )
-    if not isinstance(action_space, gymnasium.spaces.Box) or not action_space.is_bounded():
-        raise ValueError("DDPG wants a bounded Box of actions, and this environment has %s" % action_space)
-    if seed is not None:
-        np.random.seed(seed)  # keras-rl's random processes draw from numpy's global generator
-    nb_actions = int(np.prod(action_space.shape))
-    actor = mlp_actor(observation_space.shape, action_space.low, action_space.high, hidden, seed=seed)
-    critic, action = mlp_critic(observation_space.shape, nb_actions, hidden, seed=None if seed is None else seed + 1)
-    span = float(np.mean(action_space.high - action_space.low)) / 2
-    chosen: dict[str, Any] = {
-        "memory": ReplayMemory(memory_limit, seed=seed),
-        "batch_size": 128,
-        "nb_steps_warmup_critic": 1000,
-        "nb_steps_warmup_actor": 1000,
-        "target_model_update": 5e-3,
-        "gamma": 0.98,
-        "random_process": GaussianWhiteNoiseProcess(sigma=0.1 * span, size=nb_actions),
-    }
-    agent = DDPGAgent(nb_actions, actor, critic, action, **dict(chosen, **settings))
-    agent.compile(keras.optimizers.Adam(learning_rate))
-    return agent

@@ -19,6 +19,8 @@ class Batch(Protocol):
     lost: np.ndarray  # bool (n,)  no transition happened; obs is the last good one
     first: np.ndarray  # bool (n,)  the first observation of an episode, no transition
     info: list[dict[str, Any]]
+    env_s: np.ndarray  # float32 (n,)  seconds inside the environment, all repeats (a first row: its reset); 0 if lost
+    trip_s: np.ndarray  # float32 (n,)  seconds from the command's sending to its reply's arrival here; 0 if lost
 
 
 @runtime_checkable

@@ -58,6 +58,10 @@ class Batch:
         lost: bool (n,), no transition happened; `obs` is the last good one (zeros when there was none).
         first: bool (n,), the first observation of an episode, no transition.
         info: n dicts; of a lost row {"lost": why}.
+        env_s: float32 (n,), seconds inside the environment (all repeats; of a first row its reset), as its worker
+            measured them; 0 of a lost row.
+        trip_s: float32 (n,), seconds from the sending of the command to the arrival of its reply, on this machine's
+            clock; what is over `env_s` was spent on the way; 0 of a lost row.
     """
 
     slot: np.ndarray
@@ -68,6 +72,8 @@ class Batch:
     lost: np.ndarray
     first: np.ndarray
     info: list[dict[str, Any]]
+    env_s: np.ndarray
+    trip_s: np.ndarray
 
     def __len__(self) -> int:
         return len(self.slot)
@@ -85,6 +91,8 @@ class Row:
     lost: bool = False
     first: bool = False
     info: dict[str, Any] = field(default_factory=dict)
+    env_s: float = 0.0
+    trip_s: float = 0.0
 
 
 @dataclass
@@ -96,6 +104,7 @@ class _Place:
     far: int = -1  # its number on the farm
     seq: int = 0
     sent: int | None = None  # the kind of the command under way
+    sent_at: float = 0.0  # by time.perf_counter
     abandoned: bool = False  # what is under way interests nobody any more
     episode: bool = False
     last_obs: Any = None
@@ -545,10 +554,11 @@ class Farmer:
 
     def _dispatch(self, slots: list[int], kind: int, bodies: list[bytes], wake: bool = True) -> None:
         by_farm: dict[int, tuple[_Farm, list[Any]]] = {}
+        now = time.perf_counter()
         for slot, body in zip(slots, bodies, strict=True):
             place = self._places[slot]
             place.seq += 1
-            place.sent, place.abandoned = kind, False
+            place.sent, place.sent_at, place.abandoned = kind, now, False
             if kind == protocol.STEP:
                 place.farm.ledger["sent"] += 1
             if place.farm.by_far.get(place.far) is not place:
@@ -563,6 +573,7 @@ class Farmer:
         return sum(place.sent is not None for place in self._places)
 
     def _on_replies(self, farm: _Farm, courier: Courier, replies: list[Reply]) -> None:
+        now = time.perf_counter()
         with self._lock:
             if farm.courier is not courier:
                 return
@@ -573,12 +584,12 @@ class Farmer:
                     continue
                 value = codec.decode(body)
                 if kind in (protocol.OBSERVATION, protocol.TRANSITION):
-                    self._finish(place, kind, value, None, "done")
+                    self._finish(place, kind, value, None, "done", now - place.sent_at)
                 else:
                     self._finish(place, kind, None, _words(value), "invalid" if kind == protocol.FAULT else "crashed")
             self._arrived.notify_all()
 
-    def _finish(self, place: _Place, kind: int, value: Any, why: str | None, bucket: str) -> None:
+    def _finish(self, place: _Place, kind: int, value: Any, why: str | None, bucket: str, trip_s: float = 0.0) -> None:
         sent, place.sent = place.sent, None
         if sent == protocol.STEP:
             place.farm.ledger["abandoned" if place.abandoned else bucket] += 1
@@ -591,12 +602,14 @@ class Farmer:
                 place.not_before = time.monotonic() + RESET_RETRY
             self._rows.append(self._lost_row(place, why))
         elif kind == protocol.OBSERVATION:
-            place.episode, place.last_obs = True, value[0]
-            self._rows.append(Row(place.slot, value[0], first=True, info=value[1]))
+            obs, info, env_s = value
+            place.episode, place.last_obs = True, obs
+            self._rows.append(Row(place.slot, obs, first=True, info=info, env_s=env_s, trip_s=trip_s))
         else:
-            obs, reward, terminated, truncated, info = value
+            obs, reward, terminated, truncated, info, env_s = value
             place.episode, place.last_obs = not (terminated or truncated), obs
-            self._rows.append(Row(place.slot, obs, reward, terminated, truncated, info=info))
+            row = Row(place.slot, obs, reward, terminated, truncated, info=info, env_s=env_s, trip_s=trip_s)
+            self._rows.append(row)
 
     def _lost_row(self, place: _Place, why: str) -> Row:
         return Row(place.slot, place.last_obs, truncated=True, lost=True, info={"lost": why})
@@ -639,6 +652,8 @@ class Farmer:
             lost=np.array([row.lost for row in rows], bool),
             first=np.array([row.first for row in rows], bool),
             info=[row.info for row in rows],
+            env_s=np.array([row.env_s for row in rows], np.float32),
+            trip_s=np.array([row.trip_s for row in rows], np.float32),
         )
 
     def _stacked(self, observations: list[Any]) -> Any:

@@ -104,9 +104,14 @@ class CountingEnv(object):
 class SlowEnv(CountingEnv):
     """The action is the seconds to sleep."""
 
-    def __init__(self, length=1000, limit=60.0):
+    def __init__(self, length=1000, limit=60.0, reset_takes=0.0):
         CountingEnv.__init__(self, length)
+        self.reset_takes = reset_takes
         self.action_space = Box([0.0], [limit], dtype="float32")
+
+    def reset(self, seed=None, options=None):
+        time.sleep(self.reset_takes)
+        return CountingEnv.reset(self, seed, options)
 
     def step(self, action):
         time.sleep(float(np.asarray(action).reshape(-1)[0]))

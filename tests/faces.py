@@ -131,7 +131,11 @@ class WorkerProcess:
 
 
 class WorkerFace:
-    """The environment in a worker process of its own, driven over its pipes."""
+    """The environment in a worker process of its own, driven over its pipes.
+
+    Attributes:
+        env_s: seconds that the last reset or step spent in the environment, as the worker says.
+    """
 
     def __init__(self, factory, kwargs, python=sys.executable):
         self.worker = WorkerProcess(python)
@@ -144,13 +148,15 @@ class WorkerFace:
             raise
 
     def reset(self, seed=None, options=None):
-        return self.worker.ask(protocol.RESET, {"seed": seed, "options": options})
+        *result, self.env_s = self.worker.ask(protocol.RESET, {"seed": seed, "options": options})
+        return tuple(result)
 
     def step(self, action, repeat=1):
         result = self.worker.ask(protocol.STEP, {"action": action, "repeat": repeat})
         flags = (protocol.TERMINATED if result[2] else 0) | (protocol.TRUNCATED if result[3] else 0)
         assert self.worker.flags == flags, "the frame tells the end as the body does"
-        return result
+        self.env_s = result[5]
+        return result[:5]
 
     def close(self):
         try:

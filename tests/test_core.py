@@ -26,10 +26,17 @@ def pool_of(number, length=5, **settings):
     return LocalPool([Counter(length + slot, slot, **settings) for slot in range(number)])
 
 
+def all_of(memory):
+    """Every transition that a ReplayMemory holds, the oldest first: `gather`'s columns, observations of one leaf."""
+    found = memory.gather(memory.transitions())
+    assert len(found.reward) == len(memory)
+    return found
+
+
 def stored(memory):
     """What a ReplayMemory holds, as the tuples of Counter's log."""
-    found = memory.gather(np.arange(len(memory)))
-    columns = (found.state[:, -1], found.action, found.reward, found.next_state[:, -1], found.terminated)
+    found = all_of(memory)
+    columns = (found.state[0][:, -1], found.action, found.reward, found.next_state[0][:, -1], found.terminated)
     return sorted(
         (tuple(obs), float(action[0]), float(reward), tuple(after), bool(over))
         for obs, action, reward, after, over in zip(*columns, strict=True)
@@ -153,7 +160,7 @@ def test_one_environment_of_either_gym_is_stored_as_it_reports(kind, terminates)
     history = agent.fit(env, nb_steps=11, verbose=0)
     assert env.total == agent.step == len(agent.memory) == 11
     assert stored(agent.memory) == reported([env])
-    found = agent.memory.gather(np.arange(11))
+    found = all_of(agent.memory)
     ends = [False, False, False, True, False, False, False, True, False, False, False]
     assert (found.terminated if terminates else found.truncated)[:10].tolist() == ends[:10]
     assert not (found.truncated if terminates else found.terminated)[:10].any()
@@ -237,23 +244,23 @@ def test_a_second_fit_goes_on_counting_and_begins_new_episodes():
 def test_a_time_limit_of_the_environment_bootstraps_from_its_real_last_observation():
     pool, agent = pool_of(3), linear_agent(**NEVER)
     agent.fit(pool, nb_steps=60, verbose=0)
-    found = agent.memory.gather(np.arange(60))
-    ends = np.array([after[2] == 5 + after[0] for after in found.next_state[:, -1]])
+    found = all_of(agent.memory)
+    ends = np.array([after[2] == 5 + after[0] for after in found.next_state[0][:, -1]])
     assert ends.sum() >= 6
     assert found.truncated[ends].all()
     assert not found.terminated.any()
-    for state, after in zip(found.state[ends, -1], found.next_state[ends, -1], strict=True):
+    for state, after in zip(found.state[0][ends, -1], found.next_state[0][ends, -1], strict=True):
         assert after.tolist() == [state[0], state[1], state[2] + 1]
 
 
 def test_nb_max_episode_steps_truncates_longer_episodes_and_no_others():
     pool, agent = LocalPool([Counter(4, 0, terminates=True), Counter(1000, 1)]), linear_agent(**NEVER)
     history = agent.fit(pool, nb_steps=None, nb_episodes=12, nb_max_episode_steps=6, verbose=0)
-    found = agent.memory.gather(np.arange(len(agent.memory)))
+    found = all_of(agent.memory)
     over = found.terminated | found.truncated
     assert set(history.history["nb_episode_steps"]) == {4, 6}
-    assert {tuple(after[[0, 2]]) for after in found.next_state[over, -1]} == {(0, 4), (1, 6)}
-    assert found.terminated[over].tolist() == [after[0] == 0 for after in found.next_state[over, -1]]
+    assert {tuple(after[[0, 2]]) for after in found.next_state[0][over, -1]} == {(0, 4), (1, 6)}
+    assert found.terminated[over].tolist() == [after[0] == 0 for after in found.next_state[0][over, -1]]
 
 
 def test_states_are_windows_of_the_running_episode_only():
@@ -271,8 +278,8 @@ def test_states_are_windows_of_the_running_episode_only():
         slot, episode, step = state[-1]
         past = [[slot, episode, step - back] if step >= back else [0, 0, 0] for back in (2, 1, 0)]
         np.testing.assert_array_equal(state, past)
-    found = agent.memory.gather(np.arange(60))
-    for state in found.state:
+    found = all_of(agent.memory)
+    for state in found.state[0]:
         slot, episode, step = state[-1]
         past = [[slot, episode, step - back] if step >= back else [0, 0, 0] for back in (2, 1, 0)]
         np.testing.assert_array_equal(state, past)
@@ -328,8 +335,8 @@ def test_each_slot_has_noise_of_its_own():
     for model in (agent.actor, agent.target_actor):
         model.set_weights([0 * weight for weight in model.get_weights()])
     agent.fit(pool, nb_steps=60, verbose=0)
-    found = agent.memory.gather(np.arange(60))
-    np.testing.assert_allclose(found.action[:, 0], (found.state[:, -1, 2] + 1) / 100, atol=1e-6)
+    found = all_of(agent.memory)
+    np.testing.assert_allclose(found.action[:, 0], (found.state[0][:, -1, 2] + 1) / 100, atol=1e-6)
 
 
 def test_noise_of_all_slots_anneals_together():
@@ -378,14 +385,14 @@ def test_a_lost_step_is_no_transition_and_does_not_count(slots, each, caplog):
     assert agent.step == len(agent.memory) == 60
     assert sum(env.total for env in pool.envs) == 60 + len(pool.losses)
     assert stored(agent.memory) == reported(pool.envs)
-    assert not agent.memory.gather(np.arange(60)).terminated.any()
+    assert not all_of(agent.memory).terminated.any()
     assert sum("slot" in record.message for record in caplog.records) == len(pool.losses) > 0
 
 
 def test_the_episode_of_a_lost_step_ends_as_truncated_at_its_last_good_observation():
     pool, agent = LosingPool([Counter(100)], 5), linear_agent(**NEVER)
     history = agent.fit(pool, nb_steps=12, verbose=0)
-    found = agent.memory.gather(np.arange(12))
+    found = all_of(agent.memory)
     assert history.history["nb_episode_steps"] == [4, 4]  # the third loss is not seen any more
     assert found.truncated.tolist() == [False, False, False, True] * 3
 
@@ -436,7 +443,7 @@ def test_ctrl_c_returns_the_history_and_a_further_fit_works(slots, where):
     again = agent.fit(pool, nb_steps=40, callbacks=[], verbose=0)
     assert (agent.step, len(agent.memory)) == (made + 40, made + 40)
     assert len(again.epoch) > 0
-    found = agent.memory.gather(np.arange(made))
+    found = all_of(agent.memory)
     assert found.truncated[-1] or found.terminated[-1]
 
 
@@ -556,11 +563,11 @@ def test_a_processor_stands_between_the_agent_and_every_environment():
     for model in (agent.actor, agent.target_actor):
         model.set_weights([0 * weight if weight.ndim == 2 else 0 * weight + 1.5 for weight in model.get_weights()])
     agent.fit(pool, nb_steps=40, verbose=0)
-    found = agent.memory.gather(np.arange(40))
+    found = all_of(agent.memory)
     assert (found.action == 1.5).all(), "the replay must hold what the agent chose"
     assert all(row[1] == 0.75 for env in pool.envs for row in env.log)
     assert (found.reward < 0).all()
-    assert found.next_state.max() < 1
+    assert found.next_state[0].max() < 1
 
 
 def test_a_processor_that_ends_an_episode_begins_another():

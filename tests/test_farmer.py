@@ -16,6 +16,7 @@ from helpers import poll_until
 
 from farmer import Farmer, RemoteEnv
 from farmer import connection as connection_module
+from wire import protocol
 from wire.errors import (
     BadAction,
     BadSlot,
@@ -104,6 +105,8 @@ def test_a_batch_has_the_documented_arrays(farm):
             assert batch.obs.shape == (3, 3)
             assert batch.obs[:, 1:].tolist() == [[step, step / 8]] * 3
             assert batch.reward.tolist() == [step] * 3
+            assert (batch.env_s.dtype, batch.trip_s.dtype) == (np.float32, np.float32)
+            assert (batch.env_s.shape, batch.trip_s.shape) == ((3,), (3,))
             for flags, expected in (
                 (batch.terminated, False),
                 (batch.truncated, step == 5),
@@ -129,6 +132,32 @@ def test_recv_gives_who_is_ready_and_waits_for_no_straggler(slow_farm):
         assert farmer.busy == 2
         late = {row.slot: row for row in farmer.collect(min_ready=2)}
         assert late[0].obs[1] == 1
+
+
+def test_a_batch_tells_the_seconds_in_the_environment_and_of_the_whole_way(slow_farm):
+    with Farmer(SLOW, [(slow_farm.address, 2)]) as farmer:
+        farmer.reset([0, 1])
+        batch = farmer.recv(min_ready=2)
+        assert (batch.env_s >= 0).all()
+        assert (batch.trip_s > batch.env_s).all()
+        for repeat in (1, 4):
+            slept = {0: 0.0625 * repeat, 1: 0.25 * repeat}
+            began = time.perf_counter()
+            farmer.send([[0.0625], [0.25]], [0, 1], repeat)
+            time.sleep(0.3)  # nobody asks for them yet; they arrive all the same, and that is what counts
+            rows = {row.slot: row for row in farmer.collect(min_ready=2)}
+            whole = time.perf_counter() - began
+            for slot, row in rows.items():
+                assert slept[slot] <= row.env_s < row.trip_s < whole
+            assert rows[0].trip_s < slept[1], "a fast one is not counted until the slow one is back"
+
+
+def test_the_seconds_of_a_step_by_the_callers_own_thread_are_told_too(slow_farm):
+    with Farmer(SLOW, [(slow_farm.address, 1)]) as farmer:
+        started(farmer)
+        for _ in range(3):
+            batch = farmer.step([[0.0625]], [0])
+            assert 0.0625 <= batch.env_s[0] < batch.trip_s[0] < 1.0
 
 
 def test_seeds_of_a_seeded_farmer_repeat(farm):
@@ -268,6 +297,7 @@ def test_a_worker_killed_in_a_step_loses_that_step_only_and_is_replaced():
         assert rows[0].lost
         assert rows[0].truncated
         assert not rows[0].terminated
+        assert (rows[0].env_s, rows[0].trip_s) == (0.0, 0.0)
         assert f"slot 0 (pid {pid}) was killed by SIGKILL" in rows[0].info["lost"]
         assert "after 1 steps" in rows[0].info["lost"]
         assert rows[0].obs[1] == 1, "the last good observation"
@@ -477,6 +507,7 @@ def test_a_server_that_says_nothing_is_given_up_after_a_limit(monkeypatch):
 
 
 def test_a_farm_of_another_protocol_version_is_refused(tmp_path, farm):
+    ours = protocol.VERSION
     script = tmp_path / "other_farm.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
@@ -484,7 +515,9 @@ def test_a_farm_of_another_protocol_version_is_refused(tmp_path, farm):
         "import farm; sys.exit(farm.main())\n"
     )
     with running_farm(COUNTING, slots=1, script=script) as other:
-        with pytest.raises(ProtocolMismatch, match=rf"{other.address} speaks protocol 2, this host 1\n  now:"):
+        with pytest.raises(
+            ProtocolMismatch, match=rf"{other.address} speaks protocol {ours + 1}, this host {ours}\n  now:"
+        ):
             Farmer(COUNTING, [(farm.address, 4), (other.address, 1)])
         assert (free_slots(farm), free_slots(other)) == (4, 1)
 

@@ -170,6 +170,36 @@ def test_what_cannot_be_sent_in_an_info_is_named_in_its_place(face):
     info = worker.step(action(0))[4]
     assert info["handle"] == {"deep": [1, "<not sent: Handle: <a handle of the simulator>>"]}
     assert info["step"] == 1
+    assert 0.0 <= worker.env_s < 1.0, "the seconds behind the info are still there"
+
+
+# ---- how long it took ----
+
+
+@pytest.mark.parametrize("version", interpreters.VERSIONS)
+def test_the_seconds_of_a_step_are_those_of_the_environment_and_of_all_its_repeats(face, version):
+    worker = face("SlowEnv", interpreters.python_with_numpy(version), reset_takes=0.125)
+    worker.reset()
+    assert type(worker.env_s) is float
+    assert_took(worker.env_s, 0.125)
+    worker.step(action(0.0625))
+    assert_took(worker.env_s, 0.0625)
+    worker.step(action(0.0625), repeat=4)
+    assert_took(worker.env_s, 4 * 0.0625)
+    worker.step(action(0.0))
+    assert_took(worker.env_s, 0.0)
+
+
+def test_the_end_of_an_episode_ends_its_seconds_too(face):
+    worker = face("SlowEnv", length=2)
+    worker.reset()
+    worker.step(action(0.0625), repeat=50)
+    assert_took(worker.env_s, 2 * 0.0625)
+
+
+def assert_took(seconds, slept):
+    """No less than the sleep (by another clock, so within a millisecond), and not much more on a busy machine."""
+    assert slept - 0.001 <= seconds < 2 * slept + 0.5
 
 
 # ---- making the environment ----
@@ -235,7 +265,7 @@ def test_a_gym_id_may_name_the_module_that_registers_it(start, tmp_path):
     assert ready["spec"] == {"id": "Mine-v0", "max_episode_steps": 2, "reward_threshold": None}
     assert worker.ask(protocol.RESET, {"seed": 1, "options": None})[0] == 4
     step = {"action": np.int64(1), "repeat": 5}
-    assert worker.ask(protocol.STEP, step) == (6, 2.0, False, True, {})
+    assert worker.ask(protocol.STEP, step)[:-1] == (6, 2.0, False, True, {})
 
 
 def test_a_file_is_loaded_without_standing_in_the_way_of_a_package_of_its_name(start, tmp_path):
@@ -312,7 +342,7 @@ def test_prints_go_to_the_log_and_a_child_inherits_no_pipe(start, tmp_path, vers
     )
     worker = start(interpreters.python_with_numpy(version))
     construct(worker, {"kind": "factory", "module": "spy", "factory": "Spy"}, path=[str(tmp_path), str(TESTS)])
-    _, info = worker.ask(protocol.RESET, {"seed": None, "options": None})
+    _, info, _ = worker.ask(protocol.RESET, {"seed": None, "options": None})
     assert "pipe" not in info["fds"]
     log = worker.read_log()
     for line in ("a line of the simulator's", "to the first stdout", "bytes from below", "a child"):
@@ -399,8 +429,8 @@ def test_real_gym_of_another_age_balances_its_pole(start, name, api):
     ready = construct(worker, {"kind": "gym", "id": "CartPole-v1"})
     assert ready["api"] == api
     assert ready["spec"]["max_episode_steps"] == 500
-    first, info = worker.ask(protocol.RESET, {"seed": 5, "options": None})
-    again, _ = worker.ask(protocol.RESET, {"seed": 5, "options": None})
+    first, info, _ = worker.ask(protocol.RESET, {"seed": 5, "options": None})
+    again, _, _ = worker.ask(protocol.RESET, {"seed": 5, "options": None})
     assert (first.shape, first.dtype, info) == ((4,), np.float32, {})
     np.testing.assert_array_equal(first, again)
     steps = [worker.ask(protocol.STEP, {"action": np.int64(1), "repeat": 1}) for _ in range(4)]
@@ -412,7 +442,7 @@ def test_real_gym_of_another_age_balances_its_pole(start, name, api):
     for _ in range(500):
         # Push towards where the pole falls: it stays up until the time limit cuts.
         lean = first[2] + 0.5 * first[3]
-        first, _, terminated, truncated, _ = worker.ask(protocol.STEP, {"action": np.int64(lean > 0), "repeat": 1})
+        first, _, terminated, truncated, _, _ = worker.ask(protocol.STEP, {"action": np.int64(lean > 0), "repeat": 1})
         if terminated or truncated:
             break
     assert (terminated, truncated) == (False, True)
@@ -438,9 +468,9 @@ def test_an_old_environment_under_gym_026_is_stepped_as_an_old_one(start, tmp_pa
     worker = start(interpreters.python_with_gym("gym==0.26.2"))
     ready = construct(worker, {"kind": "factory", "module": "old", "factory": "Old"}, path=[str(tmp_path)])
     assert ready["api"] == "gym21"
-    assert worker.ask(protocol.RESET, {"seed": 8, "options": None}) == ([0.0, 1.0], {})
+    assert worker.ask(protocol.RESET, {"seed": 8, "options": None})[:-1] == ([0.0, 1.0], {})
     step = {"action": np.int64(0), "repeat": 1}
-    assert worker.ask(protocol.STEP, step) == ([0.5, 0.5], 2.0, True, False, {"seed": 8})
+    assert worker.ask(protocol.STEP, step)[:-1] == ([0.5, 0.5], 2.0, True, False, {"seed": 8})
 
 
 @PYTHONS

@@ -6,22 +6,24 @@ them on unread.
 
     command     body                                   reply         body
     CONSTRUCT   {"env": ..., "kwargs": {...}, ...}     READY         {"observation_space": ..., ...}
-    RESET       {"seed": int|None, "options": ...}     OBSERVATION   (observation, info)
-    STEP        {"action": ..., "repeat": int}         TRANSITION    (observation, reward, terminated, truncated, info)
+    RESET       {"seed": int|None, "options": ...}     OBSERVATION   (observation, info, seconds)
+    STEP        {"action": ..., "repeat": int}         TRANSITION    (observation, reward, terminated, truncated, info,
+                                                                      seconds)
     CLOSE       empty                                  none: the worker ends
     ASK         empty (host to farm only)              the reply that the step with this number had, or LOST
     any         -                                      FAULT         {"type", "text", "traceback", "where"}
     any         -                                      LOST          {"text": why there is no answer and never will be}
 
 Every command carries a sequence number of its slot and lease; its reply carries the same one. A reply with another
-number is dropped, never handed to the next call.
+number is dropped, never handed to the next call. `seconds` are what the environment's own `reset` took, or its `step`
+calls of all repeats together, by the worker's clock: what is more on the host's clock is the way there and back.
 
 This file runs unchanged on Python 2.7 to 3.13, with nothing but the standard library.
 """
 
 import struct
 
-VERSION = 1  #: a host and a farm work together only when this number is the same on both sides
+VERSION = 2  #: a host and a farm work together only when this number is the same on both sides
 
 # Commands.
 CONSTRUCT = 1

@@ -13,6 +13,7 @@ Runs unchanged on Python 2.7 to 3.13, with nothing but the standard library and 
 import os
 import platform
 import sys
+import time
 import traceback
 
 import numpy
@@ -22,6 +23,9 @@ import build
 import codec
 import describe
 import protocol
+
+#: Seconds that never go back; Python 2.7 has none of those on every machine, so there it is the time of day.
+clock = getattr(time, "perf_counter", time.time)
 
 
 def as_text(value):
@@ -77,6 +81,11 @@ def as_number(reward):
     return float(values.reshape(-1)[0])
 
 
+def since(began):
+    """Seconds since then; the time of day may have been set back meanwhile."""
+    return max(0.0, clock() - began)
+
+
 class NoEpisode(RuntimeError):
     """A step came before the first reset, or after the end of an episode."""
 
@@ -115,24 +124,29 @@ class Host(object):
         if self._env is None:
             self._make()
         self._running = False
+        began = clock()
         observation, info = self._env.reset(body.get("seed"), body.get("options"))
+        seconds = since(began)
         self._running = True
-        return protocol.OBSERVATION, self._encoded((observation, info)), 0
+        return protocol.OBSERVATION, self._encoded((observation,), info, seconds), 0
 
     def step(self, body):
         """Does one action `repeat` times: rewards add up, and the episode's end ends it."""
         if not self._running:
             raise NoEpisode("step without an episode: it has ended, or was never begun; reset first")
         action = self._action_for(body["action"])
-        total = 0.0
+        total = seconds = 0.0
         for _ in range(max(1, body.get("repeat", 1))):
+            began = clock()
             observation, reward, terminated, truncated, info = self._env.step(action)
+            seconds += since(began)
             total += as_number(reward)
             if terminated or truncated:
                 self._running = False
                 break
         flags = (protocol.TERMINATED if terminated else 0) | (protocol.TRUNCATED if truncated else 0)
-        return protocol.TRANSITION, self._encoded((observation, total, terminated, truncated, info)), flags
+        result = (observation, total, terminated, truncated)
+        return protocol.TRANSITION, self._encoded(result, info, seconds), flags
 
     def close(self):
         """Closes the environment; one that fails at it is closed all the same."""
@@ -163,12 +177,13 @@ class Host(object):
             parts.update(plain_parts({name: getattr(spec, name, None)}) or {name: None})
         return parts
 
-    def _encoded(self, parts):
+    def _encoded(self, result, info, seconds):
         """A result as bytes. What cannot be sent is replaced in the info, and an error in the observation."""
+        parts = result + (info, seconds)
         try:
             return codec.encode(parts)
         except codec.CodecError as error:
-            if not error.path.startswith("[%d]" % (len(parts) - 1)):
-                codec.encode(parts[0])  # raises with the path inside the observation
-        codec.encode(parts[:-1])
+            if not error.path.startswith("[%d]" % len(result)):
+                codec.encode(result[0])  # raises with the path inside the observation
+        codec.encode(result)
         return codec.encode(parts, default=placeholder)
