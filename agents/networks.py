@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -62,7 +62,13 @@ def mlp_critic(
     seeds = keras.random.SeedGenerator(seed)
     action = keras.Input((nb_actions,), name="action")
     inputs = _inputs(observation_shape, window_length)
-    x = _hidden(keras.layers.Concatenate()([action, _joined(inputs)]), hidden, layer_norm, seeds)
+    x = _joined(inputs)
+    # One layer over both, written as a sum of two: the actor's gradient then runs back through the action's part alone.
+    both = _kernel_of(int(x.shape[-1]) + nb_actions, hidden[0], seeds)
+    x = keras.layers.Dense(hidden[0], kernel_initializer=both(0), name="of_observation")(x)
+    of_action = keras.layers.Dense(hidden[0], use_bias=False, kernel_initializer=both(1), name="of_action")(action)
+    x = _activated(keras.layers.Add()([x, of_action]), layer_norm)
+    x = _hidden(x, hidden[1:], layer_norm, seeds)
     value = keras.layers.Dense(1, kernel_initializer=_kernel(seeds), name="value")(x)
     return keras.Model([action, *inputs], value, name="critic"), action
 
@@ -164,11 +170,19 @@ def _joined(inputs: list[Any]) -> Any:
 
 def _hidden(x: Any, widths: Sequence[int], layer_norm: bool, seeds: keras.random.SeedGenerator) -> Any:
     for width in widths:
-        x = keras.layers.Dense(width, kernel_initializer=_kernel(seeds))(x)
-        if layer_norm:
-            x = keras.layers.LayerNormalization()(x)
-        x = keras.layers.ReLU()(x)
+        x = _activated(keras.layers.Dense(width, kernel_initializer=_kernel(seeds))(x), layer_norm)
     return x
+
+
+def _activated(x: Any, layer_norm: bool) -> Any:
+    return keras.layers.ReLU()(keras.layers.LayerNormalization()(x) if layer_norm else x)
+
+
+def _kernel_of(fan_in: int, width: int, seeds: keras.random.SeedGenerator) -> Callable[[int], keras.Initializer]:
+    """Glorot's initializer for parts of one kernel of `fan_in` rows."""
+    limit = float(np.sqrt(6.0 / (fan_in + width)))
+    first = _next(seeds)
+    return lambda part: keras.initializers.RandomUniform(-limit, limit, seed=first + part)
 
 
 def _next(seeds: keras.random.SeedGenerator) -> int:

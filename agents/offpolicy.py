@@ -523,8 +523,8 @@ class OffPolicyAgent(Agent):
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Everything but replay, as arrays and plain values: what `load_state` takes."""
         arrays = {name: np.asarray(variable) for name, variable in self._variables()}
-        if self.norm is not None:
-            arrays.update({"observations/" + name: value for name, value in self.norm.state().items()})
+        norm = self._saved_norm if self.norm is None else self.norm.state()
+        arrays.update({"observations/" + name: value for name, value in (norm or {}).items()})
         kind, keys, position, has_gauss, gauss = np.random.get_state()
         arrays["random/numpy"] = np.asarray(keys)
         version, numbers, rest = random.getstate()

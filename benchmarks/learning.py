@@ -90,7 +90,7 @@ def specs(args: argparse.Namespace) -> list[dict[str, Any]]:
         kinds = [dict(one, task="pendulum", env="Pendulum-v1", who=args.agent, settings=settings)]
     elif args.task == "halfcheetah":
         one.update(task="halfcheetah", env="HalfCheetah-v5", python=args.python or python_of("sbx"))
-        settings["agent"] = dict(CHEETAH, nb_steps_warmup=STARTS, memory_limit=max(args.steps, 100_000), **args.set)
+        settings["agent"] = {**CHEETAH, "nb_steps_warmup": STARTS, "memory_limit": 1_000_000, **args.set}
         kinds = [dict(one, who="sac", settings=settings)]
         if args.peer:
             kinds.append(dict(one, who="SBX sac", slots=1, settings={"learning_starts": STARTS}))
@@ -180,7 +180,9 @@ def run_peer(spec: dict[str, Any]) -> dict[str, Any]:
     command = [python_of("sbx"), str(Path(__file__).with_name("peer_sbx_learn.py")), "--env", spec["env"]]
     command += ["--steps", str(spec["steps"]), "--seed", str(spec["seed"]), "--episodes", str(spec["episodes"])]
     command += ["--settings", json.dumps(spec["settings"])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    folder = peer_curves.HOME / "logs" / "SBX"  # MuJoCo writes a log where it runs
+    folder.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=folder)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

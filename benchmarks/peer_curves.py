@@ -59,15 +59,17 @@ class Recorder(Callback):
         self.episodes: list[dict[str, float]] = []
         self.stalls: list[dict[str, float]] = []
         self.made = 0
-        self._last: dict[int, tuple[float, int]] = {}  # slot -> when its step was told, and the steps of all by then
+        self._last: dict[int, tuple[float, int, int]] = {}  # slot -> when its step was told, all steps, updates by then
 
     def on_step_end(self, step: int, logs: dict[str, Any] | None = None) -> None:
         now, slot = time.monotonic(), (logs or {}).get("slot", 0)
         self.made += 1
-        before, made = self._last.get(slot, (now, self.made))
-        if step and now - before > STALL:
+        updates = self.model.nb_updates
+        before, made, updates_then = self._last.get(slot, (now, self.made, updates))
+        compiled = updates_then == 0 < updates  # meanwhile, once, which is no doing of the environments
+        if step and now - before > STALL and not compiled:
             self.stalls.append({"seconds": round(now - before, 3), "steps_of_others": self.made - made - 1})
-        self._last[slot] = now, self.made
+        self._last[slot] = now, self.made, updates
         if now - self.said > SAY:
             self.said = now
             self.say()
@@ -139,7 +141,8 @@ def draw(task: str) -> Path | None:
         axes.set_xlabel(name)
         axes.grid(alpha=0.3)
     both[0].set_ylabel("return, mean of %d episodes" % WINDOW)
-    both[0].legend(fontsize="small")
+    if both[0].lines:
+        both[0].legend(fontsize="small")
     figure.suptitle(task)
     figure.tight_layout()
     out = HOME / (task + ".png")

@@ -65,10 +65,12 @@ def local_farm(
     command = [sys.executable, str(ROOT / "farm.py"), env, "--slots", str(slots), "--port", "0", "--until-eof"]
     command += ["--log-dir", str(folder.resolve() / "slots"), "--env-kwargs", json.dumps(kwargs or {})]
     command += ["--python", str(Path(python).absolute())] if python else []  # absolute: the farm has another folder
+    # Where a module is looked for, and where a simulator leaves what it writes (MUJOCO_LOG.TXT).
+    home = ROOT / "benchmarks" if ":" in env else folder
     log = folder / "farm.log"
     with open(log, "wb") as errors:
         farm = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT / "benchmarks"
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=home
         )
     assert farm.stdin is not None
     assert farm.stdout is not None

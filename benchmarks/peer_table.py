@@ -9,6 +9,8 @@ from typing import Any
 
 import psutil
 
+LOAD = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")  #: of the minute before the benchmark
+
 
 def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     """A markdown table."""
@@ -25,18 +27,14 @@ def verdict(figure: float, goal: float, most: bool = False) -> str:
 
 
 def machine() -> str:
-    """Processor, cores, memory, load and Python, in one line."""
+    """Processor, cores, memory, Python, and how busy others kept it, in one line: figures want a load near 0."""
     gib = psutil.virtual_memory().total / 2**30
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    return (
-        "%s, %d cores, %.0f GiB, load %.1f at the end; Python %s, numpy and BLAS threads as each library sets them"
-        % (
-            _processor(),
-            os.cpu_count() or 1,
-            gib,
-            load,
-            platform.python_version(),
-        )
+    return "%s, %d cores, %.0f GiB, load %.1f before the start, Python %s" % (
+        _processor(),
+        os.cpu_count() or 1,
+        gib,
+        LOAD,
+        platform.python_version(),
     )
 
 

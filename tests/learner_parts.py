@@ -125,8 +125,9 @@ def ddpg(nb_actions=1, obs_dim=3, window_length=1, optimizer=None, metrics=(), m
     if seed is not None:
         keras.utils.set_random_seed(seed)
     if models is None:
-        models = small_actor(nb_actions, obs_dim, window_length, "tanh"), *small_critic(
-            nb_actions, obs_dim, window_length
+        models = (
+            small_actor(nb_actions, obs_dim, window_length, "tanh"),
+            *small_critic(nb_actions, obs_dim, window_length),
         )
     chosen = {"batch_size": 4, "nb_steps_warmup_critic": 6, "nb_steps_warmup_actor": 6, "scale_actions": True}
     chosen["memory"] = ReplayMemory(500, window_length, 1)

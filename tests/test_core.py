@@ -20,6 +20,8 @@ from agents import LocalPool, ReplayMemory
 from agents.callbacks import CallbackList
 
 NEVER = {"nb_steps_warmup_critic": 10**9, "nb_steps_warmup_actor": 10**9}  # no training
+SOON = {"nb_steps_warmup_critic": 10, "nb_steps_warmup_actor": 10, "batch_size": 4}
+EITHER_SCHEDULE = pytest.mark.parametrize("schedule", ["overlap", "sync"])
 
 
 def pool_of(number, length=5, **settings):
@@ -197,10 +199,11 @@ def test_an_environment_that_writes_into_one_array_is_copied():
 # Several environments.
 
 
+@EITHER_SCHEDULE
 @pytest.mark.parametrize("slots", [2, 4, 7])
 @pytest.mark.parametrize("nb_steps", [1, 3, 50, 101])
-def test_nb_steps_is_exact_and_replay_holds_what_the_environments_report(slots, nb_steps):
-    pool, agent = pool_of(slots), linear_agent(**NEVER)
+def test_nb_steps_is_exact_and_replay_holds_what_the_environments_report(slots, nb_steps, schedule):
+    pool, agent = pool_of(slots), linear_agent(schedule=schedule, **NEVER)
     agent.fit(pool, nb_steps=nb_steps, verbose=0)
     assert sum(env.total for env in pool.envs) == len(agent.memory) == agent.step == nb_steps
     assert stored(agent.memory) == reported(pool.envs)
@@ -350,20 +353,22 @@ def test_noise_of_all_slots_anneals_together():
 # Losses and interruptions.
 
 
-class LosingPool(LocalPool):
-    """Every `each`-th answer to an action is lost with its worker."""
+class LosingPool:
+    """Every `each`-th answer to an action is lost with its worker. No LocalPool: those lose nothing, not even alone."""
 
     def __init__(self, envs, each, gone_for_good=False):
-        super().__init__(envs)
-        self.each, self.gone_for_good = each, gone_for_good
+        self.inner, self.each, self.gone_for_good = LocalPool(envs), each, gone_for_good
         self.answers = itertools.count(1)
         self.losses, self.gone = [], set()
 
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
     def vacant(self):
-        return [slot for slot in super().vacant() if slot not in self.gone]
+        return [slot for slot in self.inner.vacant() if slot not in self.gone]
 
     def recv(self, min_ready=1, timeout=60.0):
-        batch = super().recv(min_ready, timeout)
+        batch = self.inner.recv(min_ready, timeout)
         for i, slot in enumerate(batch.slot.tolist()):
             if batch.first[i] or next(self.answers) % self.each:
                 continue
@@ -376,10 +381,12 @@ class LosingPool(LocalPool):
         return batch
 
 
+@EITHER_SCHEDULE
 @pytest.mark.parametrize("slots", [1, 2, 5])
 @pytest.mark.parametrize("each", [3, 7])
-def test_a_lost_step_is_no_transition_and_does_not_count(slots, each, caplog):
-    pool, agent = LosingPool([Counter(6, slot) for slot in range(slots)], each), linear_agent(**NEVER)
+def test_a_lost_step_is_no_transition_and_does_not_count(slots, each, schedule, caplog):
+    pool = LosingPool([Counter(6, slot) for slot in range(slots)], each)
+    agent = linear_agent(schedule=schedule, **NEVER)
     with caplog.at_level(logging.WARNING, "agents"):
         agent.fit(pool, nb_steps=60, verbose=0)
     assert agent.step == len(agent.memory) == 60
@@ -414,16 +421,29 @@ def test_the_rest_of_the_budget_goes_to_other_slots_when_one_is_lost_for_good(ca
         assert len(pool.losses) == (each < 5)
 
 
+def running(memory):
+    """Episodes that the replay still takes for running."""
+    return memory.meta()["heads"]
+
+
+def assert_only_the_last_of_each_episode_is_over(found):
+    """What `gather` gave, in the order of its steps."""
+    over = found.terminated | found.truncated
+    last = {tuple(after[:2]): row for row, after in enumerate(found.next_state[0][:, -1])}
+    assert np.flatnonzero(over).tolist() == sorted(last.values())
+
+
+@pytest.mark.parametrize("learns", [False, True])
 @pytest.mark.parametrize("slots", [1, 4])
 @pytest.mark.parametrize("where", ["on_step_end", "on_episode_end", "on_action_begin", "on_step_begin"])
-def test_ctrl_c_returns_the_history_and_a_further_fit_works(slots, where):
+def test_ctrl_c_returns_the_history_and_a_further_fit_works(slots, where, learns):
     class Interrupts(rl.callbacks.Callback):
         calls = 0
         aborted = None
 
         def interrupt(self, *args, **kwargs):
             self.calls += 1
-            if self.calls == 3:
+            if self.calls == (8 if learns else 3):
                 raise KeyboardInterrupt
 
         def on_train_end(self, logs=None):
@@ -431,33 +451,36 @@ def test_ctrl_c_returns_the_history_and_a_further_fit_works(slots, where):
 
     watch = Interrupts()
     setattr(watch, where, watch.interrupt)
-    pool, agent = pool_of(slots), linear_agent(**NEVER)
+    pool, agent = pool_of(slots), linear_agent(**SOON if learns else NEVER)
     history = agent.fit(pool, nb_steps=1000, callbacks=[watch], verbose=0)
     assert watch.aborted is True
     assert agent.step < 1000
     assert agent.training is False
-    assert len(history.epoch) <= 4
+    assert len(history.epoch) <= (9 if learns else 4)
     made = agent.step
     assert len(agent.memory) == made
-    assert not agent.memory._last, "streams that are still open"
+    assert running(agent.memory) == []
+    assert_only_the_last_of_each_episode_is_over(all_of(agent.memory))
     again = agent.fit(pool, nb_steps=40, callbacks=[], verbose=0)
     assert (agent.step, len(agent.memory)) == (made + 40, made + 40)
     assert len(again.epoch) > 0
-    found = all_of(agent.memory)
-    assert found.truncated[-1] or found.terminated[-1]
+    assert_only_the_last_of_each_episode_is_over(all_of(agent.memory))
+    assert (agent.nb_updates > 0) == learns
 
 
-def test_an_error_in_the_environment_comes_through_and_closes_the_streams():
+@EITHER_SCHEDULE
+def test_an_error_in_the_environment_comes_through_and_closes_the_streams(schedule):
     class Breaks(Counter):
         def step(self, action):
-            if self.total == 7:
+            if self.total == 27:
                 raise OSError("the simulator broke")
             return super().step(action)
 
-    pool, agent = LocalPool([Counter(5), Breaks(50, 1)]), linear_agent(**NEVER)
+    pool, agent = LocalPool([Counter(5), Breaks(50, 1)]), linear_agent(schedule=schedule, **SOON)
     with pytest.raises(OSError, match="the simulator broke"):
         agent.fit(pool, nb_steps=100, verbose=0)
-    assert not agent.memory._last
+    assert running(agent.memory) == []
+    assert_only_the_last_of_each_episode_is_over(all_of(agent.memory))
     assert agent.training is False
 
 
@@ -497,7 +520,9 @@ def test_interval_checkpoint_saves_weights_at_its_steps(tmp_path):
     saver = ModelIntervalCheckpoint(str(tmp_path / "weights_{step}.h5f"), interval=30)
     agent.fit(pool_of(4), nb_steps=100, verbose=0, callbacks=[saver])
     made = sorted(path.name for path in tmp_path.iterdir())
-    assert made == sorted("weights_%d_%s.weights.h5" % (n, net) for n in (30, 60, 90) for net in ("actor", "critic"))
+    # Counter's observations have no bounds: they are normalised, and the networks mean nothing without the statistics.
+    parts = ("actor.weights.h5", "critic.weights.h5", "observations.npz")
+    assert made == sorted("weights_%d_%s" % (n, part) for n in (30, 60, 90) for part in parts)
 
 
 def test_test_logger_prints_every_episode_once(capsys):
@@ -589,7 +614,7 @@ def test_test_plays_exactly_its_episodes_without_noise_and_stores_nothing():
     pool, agent = pool_of(4), linear_agent(random_process=noise, **NEVER)
     agent.fit(pool, nb_steps=20, verbose=0)
     before = [*stored(agent.memory)]
-    drawn = noise.n_steps
+    drawn, seen = noise.n_steps, agent.norm.state()
     for env in pool.envs:
         env.log.clear()
     history = agent.test(pool, nb_episodes=9, visualize=False, verbose=0)
@@ -597,9 +622,12 @@ def test_test_plays_exactly_its_episodes_without_noise_and_stores_nothing():
     assert sum(steps for steps in history.history["nb_steps"]) == sum(len(env.log) for env in pool.envs)
     assert stored(agent.memory) == before
     assert (agent.step, noise.n_steps) == (20, drawn)
+    assert agent.norm.count == seen["count"] > 20, "and the mean of the observations stays as it was learnt from"
     states = np.array([row[0] for env in pool.envs for row in env.log])[:, None]
     actions = np.array([row[1] for env in pool.envs for row in env.log])
-    np.testing.assert_allclose(actions, np.clip(agent.actor(states), -1, 1), atol=1e-5)
+    spread = np.sqrt(seen["square/0"] / seen["count"] + 1e-8)
+    normal = np.clip((states - seen["mean/0"]) / spread, -10, 10).astype(np.float32)
+    np.testing.assert_allclose(actions, np.clip(agent.actor(normal), -1, 1), atol=1e-5)
 
 
 def test_test_takes_a_limit_of_steps_and_a_single_environment():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import gymnasium
 import keras
 import numpy as np
 import pytest
+import rl.callbacks
 import rl.core
 import tensorflow as tf
 from agent_parts import Counter, linear_agent
@@ -20,13 +23,13 @@ GAMMA, RATE = 0.9, 0.01
 
 
 def some_batch(obs_dim=3, nb_actions=2, seed=0):
-    """states, action, reward, next_states, proceed: rows 1 and 4 terminated, row 2 truncated (which is no end)."""
+    """states, action, reward, next_states, discount: rows 1 and 4 terminated, row 2 truncated (which is no end)."""
     rng = np.random.default_rng(seed)
     states, next_states = rng.normal(size=(2, BATCH, 1, obs_dim)).astype(np.float32)
     action, reward = rng.normal(size=(BATCH, nb_actions)), rng.normal(size=BATCH)
-    proceed = np.ones(BATCH)
-    proceed[[1, 4]] = 0
-    return [states], action.astype(np.float32), reward.astype(np.float32), [next_states], np.float32(proceed)
+    discount = np.full(BATCH, GAMMA)
+    discount[[1, 4]] = 0
+    return [states], action.astype(np.float32), reward.astype(np.float32), [next_states], np.float32(discount)
 
 
 def tensors(batch):
@@ -44,14 +47,14 @@ def agent_apart(**settings):
 
 def by_hand(agent, batch, clip=np.inf):
     """The same update in doubles: (loss, mean q, critic's new weights, actor's new weights)."""
-    (states,), action, reward, (next_states,), proceed = batch
+    (states,), action, reward, (next_states,), discount = batch
     states, next_states = states[:, 0].astype(float), next_states[:, 0].astype(float)
     (wa, ba), (wc, bc), (ta, tb), (tc, td) = (
         [weight.astype(float) for weight in model.get_weights()]
         for model in (agent.actor, agent.critic, agent.target_actor, agent.target_critic)
     )
     next_q = np.hstack([next_states @ ta + tb, next_states]) @ tc + td
-    target = reward + GAMMA * proceed * next_q[:, 0]
+    target = reward + discount * next_q[:, 0]
     both = np.hstack([action, states])
     q = (both @ wc + bc)[:, 0]
     error = q - target
@@ -97,6 +100,17 @@ def filled(agent, steps=200, obs_dim=3, nb_actions=1, seed=5):
     return agent
 
 
+class InOrder(ReplayMemory):
+    """Draws its transitions in one random order, whatever the sizes of the draws: eight draws are one of eight."""
+
+    taken = 0
+
+    def draw(self, n, n_step=1, gamma=1.0):
+        order = np.random.default_rng(3).choice(self.transitions(), 10_000)
+        self.taken += n
+        return self.gather(order[self.taken - n : self.taken], n_step, gamma)
+
+
 # One update.
 
 
@@ -131,18 +145,24 @@ def test_metrics_compare_the_critics_prediction_with_its_target():
 
 
 def test_replay_ends_the_return_at_termination_only():
-    agent = linear_agent(3, 2, batch_size=BATCH)
+    agent = linear_agent(3, 2, batch_size=BATCH, gamma=GAMMA)
     ends = [(False, False), (True, False), (False, True), (False, False), (True, False), (False, False)]
-    (states,), action, reward, (next_states,), proceed = some_batch()
+    (states,), action, reward, (next_states,), discount = some_batch()
     for row, (terminated, truncated) in enumerate(ends):
         agent.memory.add(0, states[row, 0], action[row], reward[row], next_states[row, 0], terminated, truncated)
     seen = []
-    agent._updates = lambda *args: seen.append(args) or [0.0, 0.0]
+    agent._updates = lambda *args: seen.append(args) or tf.zeros((3, 2))
     agent.update(3)
-    _, _, rewards, _, proceeds = seen[0][:5]
+    (state,), actions, rewards, (after,), discounts = seen[0][:5]
     assert rewards.shape == (3, BATCH)
-    for got, bootstraps in zip(rewards.ravel(), proceeds.ravel(), strict=True):
-        assert bootstraps == proceed[reward.tolist().index(got)]
+    drawn = set()
+    for k, b in np.ndindex(3, BATCH):  # every column is of the same transition
+        row = reward.tolist().index(rewards[k, b])
+        drawn.add(row)
+        assert discounts[k, b] == discount[row]
+        for mine, right in ((state, states), (actions, action), (after, next_states)):
+            np.testing.assert_array_equal(mine[k, b], right[row])
+    assert {discount[row] for row in drawn} == {np.float32(0), np.float32(GAMMA)}
 
 
 def test_clipped_error_is_half_a_square_within_and_a_line_beyond():
@@ -178,8 +198,7 @@ def test_an_update_with_a_small_share_moves_targets_towards_the_new_weights():
 
 @pytest.mark.parametrize("count", [1, 2, 8])
 def test_a_hard_update_copies_at_every_nth_update_and_at_no_other(count):
-    agent = filled(linear_agent(target_model_update=3, batch_size=8))
-    single = filled(linear_agent(target_model_update=3, batch_size=8))
+    agent, single = (filled(linear_agent(target_model_update=3, batch_size=8, memory=InOrder(999))) for _ in "ab")
     for _ in range(8 // count):
         agent.update(count)
     copied = []
@@ -195,7 +214,8 @@ def test_a_hard_update_copies_at_every_nth_update_and_at_no_other(count):
 
 
 def test_eight_fused_updates_are_eight_single_ones_on_the_same_batches():
-    agents = [filled(linear_agent(batch_size=16, metrics=["mae"], optimizer=keras.optimizers.Adam(0.01))) for _ in "ab"]
+    settings = {"batch_size": 16, "metrics": ["mae"], "optimizer": keras.optimizers.Adam(0.01)}
+    agents = [filled(linear_agent(memory=InOrder(999), **settings)) for _ in "ab"]
     fused = agents[0].update(8)
     single = np.mean([agents[1].update(1) for _ in range(8)], 0)
     np.testing.assert_allclose(fused, single, atol=1e-5)
@@ -217,11 +237,35 @@ def test_a_pair_of_optimizers_goes_to_actor_and_critic_and_both_are_copies():
 # When it learns.
 
 
-def test_updates_keep_step_with_transitions_after_the_warm_up():
+@pytest.mark.parametrize("schedule", ["overlap", "sync"])
+def test_updates_keep_step_with_transitions_after_the_warm_up(schedule):
     for pool, exact in ((Counter(5), 1), (LocalPool([Counter(5, slot) for slot in range(3)]), 8)):
-        agent = linear_agent(batch_size=4, nb_steps_warmup_critic=20, nb_steps_warmup_actor=20)
+        agent = linear_agent(batch_size=4, nb_steps_warmup_critic=20, nb_steps_warmup_actor=20, schedule=schedule)
         agent.fit(pool, nb_steps=100, verbose=0)
         assert 80 - exact < agent.nb_updates <= 80
+        assert agent.debt.owed == agent.debt.steps - agent.nb_updates < exact
+        agent.fit(pool, nb_steps=60, verbose=0)  # what was owed is not lost in between
+        assert 140 - exact < agent.nb_updates <= 140
+
+
+def test_the_end_of_fit_waits_for_every_call_of_updates_that_the_learner_still_owes():
+    last_step = threading.Event()
+
+    class Waits(DDPGAgent):
+        def update(self, count=1):
+            assert last_step.wait(30)
+            return super().update(count)
+
+    class Tells(rl.callbacks.Callback):
+        def on_step_end(self, step, logs=None):
+            if self.model.step == 36:
+                seen.append(self.model.nb_updates)
+                last_step.set()
+
+    seen, agent = [], linear_agent(batch_size=4, nb_steps_warmup_critic=20, nb_steps_warmup_actor=20)
+    agent.__class__ = Waits
+    agent.fit(LocalPool([Counter(5), Counter(5, 1)]), nb_steps=36, verbose=0, callbacks=[Tells()])
+    assert (seen[0], agent.nb_updates) == (0, 16)
 
 
 def test_train_interval_is_steps_an_update():
@@ -242,7 +286,7 @@ def test_memory_interval_stores_every_nth_step_and_the_ends():
     agent = linear_agent(memory_interval=3)
     agent.fit(Counter(4), nb_steps=12, verbose=0)
     # Steps 3, 6, 9 and 12, and the ends of the episodes 4, 8 and 12.
-    assert agent.memory.gather(np.arange(len(agent.memory))).reward.tolist() == [3, 4, 6, 8, 9, 12]
+    assert agent.memory.gather(agent.memory.transitions()).reward.tolist() == [3, 4, 6, 8, 9, 12]
 
 
 def test_forward_and_backward_by_hand_learn_as_keras_rls_do():
@@ -263,7 +307,7 @@ def test_forward_and_backward_by_hand_learn_as_keras_rls_do():
     assert len(metrics) == 2
     assert agent.nb_updates > 10
     assert len(agent.memory) == 30
-    assert agent.memory.gather([29]).next_state[0, :, 2].tolist() == [8, 9, 10]
+    assert agent.memory.gather(agent.memory.transitions()[-1:]).next_state[0][0, :, 2].tolist() == [8, 9, 10]
     agent.training = False
     before = len(agent.memory)
     agent.forward(env.reset()[0])
@@ -281,6 +325,25 @@ def test_noise_is_added_while_training_only_and_actions_stay_within_bounds():
     assert len(np.unique(noisy)) >= 2
     assert np.abs(noisy).max() <= 1
     assert noisy.dtype == np.float32
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("scales", [False, True])
+def test_actions_are_the_actors_own_unless_it_is_told_to_scale_them(scales, slots):
+    envs = [Counter(5, slot) for slot in range(slots)]
+    for env in envs:
+        env.action_space = gymnasium.spaces.Box(0, 10, (1,))
+    agent = linear_agent(scale_actions=scales, nb_steps_warmup_critic=10**9, nb_steps_warmup_actor=10**9)
+    agent.actor.set_weights([np.zeros((3, 1)), np.float32([0.5])])
+    agent.fit(LocalPool(envs), nb_steps=12, verbose=0)
+    assert {float(row[1][0]) for env in envs for row in env.log} == {7.5 if scales else 0.5}
+    found = agent.memory.gather(agent.memory.transitions())
+    assert set(found.action.ravel().tolist()) == {0.5}, "the critic learns of the actor's own units"
+    agent.actor.set_weights([np.zeros((3, 1)), np.float32([-3])])  # beyond what the actor may give, either way
+    agent.fit(LocalPool(envs), nb_steps=12, verbose=0)
+    assert {float(env.log[-1][1][0]) for env in envs} == {0.0}
+    found = agent.memory.gather(agent.memory.transitions()[-1:])
+    assert found.action.tolist() == [[-1.0 if scales else 0.0]]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -469,13 +532,20 @@ def test_an_actor_for_observations_of_any_size_with_a_lambda_layer_fits():
 def test_make_ddpg_gives_an_agent_whose_actions_lie_within_the_bounds():
     space = gymnasium.spaces.Box(np.float32([0, -2]), np.float32([1, 6]))
     agent = make_ddpg(gymnasium.spaces.Box(-9, 9, (3,)), space, seed=3, hidden=(8,))
-    actions = agent.act([[np.float32([a, 0, 9])] for a in range(-9, 9)], range(18))
+    chosen = agent.act([[np.float32([a, 0, 9])] for a in range(-9, 9)], range(18))
+    assert np.abs(chosen).max() <= 1
+    # The agent knows the bounds from the start: it acts, as with loaded weights, before it has seen an environment.
+    actions = agent.to_env(chosen)
     assert all(space.contains(action) for action in actions)
     np.testing.assert_allclose(actions.mean(0), [0.5, 2.0], atol=0.2)
+    assert space.contains(agent.forward(np.float32([1, 2, 3])))
     with pytest.raises(ValueError, match=r"bounded Box of actions"):
         make_ddpg(space, gymnasium.spaces.Box(-np.inf, np.inf, (2,)))
-    with pytest.raises(ValueError, match=r"Box of observations"):
-        make_ddpg(gymnasium.spaces.Dict({"a": space}), space)
+    for observations in (gymnasium.spaces.Discrete(3), gymnasium.spaces.Dict({"a": gymnasium.spaces.Discrete(3)})):
+        with pytest.raises(ValueError, match=r"Box of observations, or a Dict of Boxes.*Discrete\(3\)"):
+            make_ddpg(observations, space)
+    parts = make_ddpg(gymnasium.spaces.Dict({"a": space, "b": gymnasium.spaces.Box(-1, 1, (3,))}), space, hidden=(8,))
+    assert {x.name: tuple(x.shape[1:]) for x in parts.actor.inputs} == {"a": (1, 2), "b": (1, 3)}
 
 
 # Weights on disk.
@@ -489,6 +559,20 @@ def test_saved_weights_come_back_and_the_targets_follow(tmp_path):
     online = weights_of(first.actor, first.critic)
     assert_equal(online, weights_of(second.actor, second.critic))
     assert_equal(online, weights_of(second.target_actor, second.target_critic))
+
+
+def test_statistics_of_observations_are_saved_with_the_weights_and_serve_before_there_is_an_environment(tmp_path):
+    first, second = (linear_agent(nb_steps_warmup_critic=10**9, nb_steps_warmup_actor=10**9) for _ in "ab")
+    first.actor.set_weights([np.full((3, 1), 0.1), np.zeros(1)])  # within the bounds, which only an environment tells
+    first.fit(Counter(9, number=3), nb_steps=30, verbose=0)
+    first.save_weights(tmp_path / "w.h5f")
+    made = ["w_actor.weights.h5", "w_critic.weights.h5", "w_observations.npz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == made
+    with pytest.raises(FileExistsError, match=r"overwrite=True"):
+        first.save_weights(tmp_path / "w.h5f")
+    second.load_weights(tmp_path / "w.h5f")
+    for observation in np.float32([[3, 1, 0], [3, 4, 2]]):
+        np.testing.assert_array_equal(first.forward(observation), second.forward(observation))
 
 
 def test_weights_that_are_there_are_replaced_only_when_told(tmp_path):

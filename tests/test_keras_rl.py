@@ -259,10 +259,10 @@ def test_what_keras_rl_refuses_is_refused(method, keywords):
         getattr(agent, method)(OldCounter(5), **keywords)
 
 
-@differs("no steps and no episodes are refused; keras-rl returns an empty History")
 @pytest.mark.parametrize(("method", "name"), [("fit", "nb_steps"), ("test", "nb_episodes")])
-def test_nothing_to_do_is_done(method, name):
-    assert getattr(Recorder(), method)(OldCounter(5), **{name: 0}, verbose=0).history == {}
+def test_nothing_to_do_is_refused_where_keras_rl_returns_an_empty_history(method, name):
+    with pytest.raises(ValueError, match=name):
+        getattr(Recorder(), method)(OldCounter(5), **{name: 0}, verbose=0)
 
 
 # Several environments: the same callbacks, episode by episode.
