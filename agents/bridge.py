@@ -1,7 +1,6 @@
-"""Makes keras-rl2 1.0.5 importable under Keras 3, and Keras 2's `lr=` understood: the one place that touches either.
+"""What a script for keras-rl2 1.0.5 and Keras 2 finds missing under Keras 3: the one place that touches either.
 
-keras-rl2 was written for Keras 2. `rl.core`, `rl.callbacks`, `rl.memory` and `rl.random` import as they are; `rl.util`,
-and with it `rl.policy` and `rl.processors`, wants `tensorflow.keras.models.model_from_config`, which Keras 3 dropped.
+Imports of keras-rl are in `keras_rl_hook`, which must work before this package is imported.
 """
 
 from __future__ import annotations
@@ -10,30 +9,13 @@ import functools
 import warnings
 from typing import Any
 
+import keras_rl_hook
+
 
 def install() -> None:
     """Puts what is missing where keras-rl and scripts written for it look; does nothing where it exists."""
-    _model_from_config()
+    keras_rl_hook.restore_model_from_config()
     _legacy_learning_rate()
-
-
-def _model_from_config() -> None:
-    import keras
-    import tensorflow.keras.models as models
-
-    def model_from_config(config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
-        """Keras 2's function: a model from what `{"class_name", "config"}` describes.
-
-        Keras 3 finds a class by its module, which Keras 2's descriptions, as `rl.util.clone_model` writes, do not name.
-        """
-        models_by_name = {"Sequential": keras.Sequential, "Functional": keras.Model, "Model": keras.Model}
-        if config["class_name"] not in models_by_name:
-            return keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
-        with keras.saving.custom_object_scope(custom_objects or {}):
-            return models_by_name[config["class_name"]].from_config(config["config"])
-
-    if not hasattr(models, "model_from_config"):
-        models.model_from_config = model_from_config
 
 
 def _legacy_learning_rate() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,8 +62,9 @@ class EpisodePrinter(Callback):
 
 
 class Visualizer(Callback):
-    """Renders after each action; gymnasium's `render` takes no mode, which keras-rl's own gives it."""
+    """Renders after each action: gym's former `render` is told a mode, gymnasium's takes none."""
 
     def on_action_end(self, action: Any, logs: dict[str, Any] | None = None) -> None:
-        if callable(getattr(self.env, "render", None)):
-            self.env.render()
+        render = getattr(self.env, "render", None)
+        if callable(render):
+            render(mode="human") if "mode" in inspect.signature(render).parameters else render()

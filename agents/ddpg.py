@@ -7,6 +7,7 @@ The same sections in the same order as `sac.py`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,6 +94,7 @@ class DDPGAgent(OffPolicyAgent):
         )
         if delta_range is not None:
             delta_clip = float(delta_range[1])
+            warnings.warn("delta_range is keras-rl's former name: taken as delta_clip=%g" % delta_clip, stacklevel=2)
         self.actor, self.critic, self.critic_action_input = actor, critic, critic_action_input
         self.networks = {"actor": actor, "critic": critic}
         self.nb_steps_warmup_critic, self.nb_steps_warmup_actor = nb_steps_warmup_critic, nb_steps_warmup_actor
@@ -141,11 +143,17 @@ class DDPGAgent(OffPolicyAgent):
 
     # Acting.
 
+    def _acts_in(self, space: Any) -> bool:
+        # Like keras-rl: what the space is matters only where actions are scaled to it or clipped by it.
+        return hasattr(space, "low") or (not self.scale_actions and (space is None or self._maps_actions))
+
     def _prepare_actions(self, space: Any) -> None:
         if self.scale_actions:
             self._scale = ActionScale(space.low, space.high)
         # What a processor makes of an action is clipped where it is sent; the agent's own range is then unknown.
-        self._low, self._high = (None, None) if self._maps_actions else (np.ravel(space.low), np.ravel(space.high))
+        self._low, self._high = (None, None)
+        if not self._maps_actions and space is not None:
+            self._low, self._high = np.ravel(space.low), np.ravel(space.high)
 
     def _choose(self, output: np.ndarray, slots: Sequence[int]) -> np.ndarray:
         if self.training and self._noise is not None:

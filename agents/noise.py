@@ -9,7 +9,7 @@ import numpy as np
 
 
 class NoiseBank:
-    """Copies of a keras-rl random process, one a slot.
+    """A keras-rl random process for the first slot that asks, and a copy of it for each other.
 
     The standard deviation of an annealed process falls with the steps of all slots together, as it would with one.
     """
@@ -21,8 +21,7 @@ class NoiseBank:
     def sample(self, slot: int) -> np.ndarray:
         """The next value of a slot's process, (size,)."""
         if slot not in self._copies:
-            self._copies[slot] = copy.deepcopy(self._process)
-            self._copies[slot].reset_states()
+            self._copies[slot] = self._process if not self._copies else self._copy()
         mine = self._copies[slot]
         shared = getattr(self._process, "n_steps", None)
         if shared is None:
@@ -31,6 +30,11 @@ class NoiseBank:
         value = mine.sample()
         self._process.n_steps = mine.n_steps
         return np.asarray(value)
+
+    def _copy(self) -> Any:
+        process = copy.deepcopy(self._process)
+        process.reset_states()
+        return process
 
     def reset(self, slot: int) -> None:
         """An episode begins in this slot."""

@@ -262,9 +262,9 @@ class OffPolicyAgent(Agent):
         """Checks the networks against the environment's spaces."""
         space = pool.action_space
         name = type(self).__name__
-        if space is None or not hasattr(space, "low"):
+        if not self._acts_in(space):
             raise ValueError("%s wants a Box of actions; this environment has %r" % (name, space))
-        if not self._maps_actions and self.nb_actions != int(np.prod(space.shape)):
+        if not self._maps_actions and space is not None and self.nb_actions != int(np.prod(space.shape)):
             raise ValueError(
                 "the actor gives %d actions, the environment takes %d (%s)\n"
                 "  now: build the networks with nb_actions=%d"
@@ -273,6 +273,10 @@ class OffPolicyAgent(Agent):
         self._prepare_actions(space)
         self._prepare_observations(pool.observation_space)
         self._store = store_of(self.memory, pool.nb_slots)
+
+    def _acts_in(self, space: Any) -> bool:
+        """Whether the agent's actions can be the environment's."""
+        return hasattr(space, "low")
 
     def _prepare_actions(self, space: Any) -> None:
         raise NotImplementedError
@@ -572,6 +576,8 @@ class OffPolicyAgent(Agent):
 
     def _take_norm(self, state: dict[str, np.ndarray]) -> None:
         self._saved_norm = state
+        if self.norm is None and self.normalize_observations is not False:  # `forward` needs no environment
+            self.norm = RunningNorm([tuple(x.shape[2:]) for x in self.actor_inputs])
         if self.norm is not None:
             self.norm.load_state(state)
             self._statistics = self.norm.statistics()
@@ -633,7 +639,10 @@ def copy_of(model: keras.Model) -> keras.Model:
 def own(optimizer: Any) -> Any:
     """An optimizer of the agent's own, of the same settings."""
     given = keras.optimizers.get(optimizer)
-    return type(given).from_config(given.get_config())
+    config = given.get_config()
+    if config.get("epsilon", 0) is None:  # Keras 2's way to write the default
+        config["epsilon"] = keras.config.epsilon()
+    return type(given).from_config(config)
 
 
 def named_metrics(metrics: Sequence[Any]) -> list[tuple[str, Any]]:

@@ -67,13 +67,15 @@ class Limits:
 class Run:
     """What both kinds share: the callbacks around the loop, and its end."""
 
+    goes_on = False  #: whether an environment that is done may be stepped on, where a processor says so
+
     def __init__(self, agent: Any, env: Any, pool: Any, training: bool, limits: Limits):
         self.agent, self.env, self.pool = agent, env, pool
         self.training, self.limits = training, limits
         self.nb_episodes = limits.nb_episodes
         self.running: dict[int, Episode] = {}
         self.done_steps = self.begun = self.ended = 0
-        self.info_names: list[str] | None = None
+        self.info_names: dict[str, None] = {}  # all that came so far, in their order
 
     def run(self, callbacks: list[Any], visualize: bool) -> History:
         """The loop with its callbacks around it."""
@@ -159,6 +161,8 @@ class Run:
         if done and not (terminated or truncated):
             terminated = True
             self.pool.abandon([int(batch.slot[i])])
+        elif not done and self.goes_on:
+            terminated = truncated = False
         return obs, reward, terminated, truncated, info
 
     def _counted(self, episode: Episode, reward: float) -> None:
@@ -213,16 +217,23 @@ class Run:
         action = np.reshape(action, shape)
         return np.clip(action, space.low, space.high) if hasattr(space, "low") else action
 
-    def _numbers(self, info: dict[str, Any]) -> dict[str, Any]:
-        """The infos that keras-rl's loggers can average: real scalars, the same names each time."""
-        real = {k: v for k, v in info.items() if isinstance(v, (int, float, np.number)) and not isinstance(v, bool)}
-        if self.info_names is None:
-            self.info_names = list(real)
+    def _numbers(self, infos: dict[str, Any]) -> dict[str, Any]:
+        """The infos that keras-rl's loggers can average; NaN for one that came before and is missing now."""
+        real = {name: value for name, value in infos.items() if _is_real(value)}
+        self.info_names.update(dict.fromkeys(real))
         return {name: real.get(name, np.nan) for name in self.info_names}
+
+
+def _is_real(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim == 0 and value.dtype.kind in "biuf"
+    return isinstance(value, (bool, int, float, np.bool_, np.integer, np.floating))
 
 
 class SingleRun(Run):
     """One environment of this process, event by event as keras-rl's own loop (tests/test_keras_rl.py compares them)."""
+
+    goes_on = True
 
     def _turn(self) -> None:
         """One step; an episode's start and end with it."""
@@ -292,14 +303,15 @@ class SingleRun(Run):
         for _ in range(self.limits.repetition):
             obs, reward, done, info = self._frame(action)
             total += reward
-            for name, value in self._numbers(info).items():
-                infos[name] = infos.get(name, 0) + value
+            for name, value in info.items():
+                if _is_real(value):
+                    infos[name] = np.add(infos[name], value) if name in infos else value
             if done:
                 break
         self._measured(self._last, [(0, episode.policy)])
         if self.training:
             self.agent.observe([obs])
-        return obs, total, self._terminated, self._truncated, infos
+        return obs, total, self._terminated, self._truncated, self._numbers(infos)
 
 
 class PoolRun(Run):

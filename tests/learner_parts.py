@@ -151,7 +151,6 @@ def everything_of(agent):
     memory = agent.memory
     columns = memory.columns(np.arange(memory.oldest, memory.count))
     arrays.update({"replay/" + name: column for name, column in columns.items()})
-    arrays.update({"copy/%d" % i: w for i, w in enumerate(agent._acting.get_weights())})
     return arrays, dict(values, memory=memory.meta())
 
 

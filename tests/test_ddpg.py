@@ -169,7 +169,8 @@ def test_clipped_error_is_half_a_square_within_and_a_line_beyond():
     errors = np.float32([-3, -1, -0.5, 0, 0.5, 1, 3])
     np.testing.assert_allclose(clipped_error(errors, 1.0), [2.5, 0.5, 0.125, 0, 0.125, 0.5, 2.5])
     np.testing.assert_allclose(clipped_error(errors, np.inf), errors**2 / 2)
-    assert linear_agent(delta_range=(-2.0, 2.0)).delta_clip == 2.0
+    with pytest.warns(UserWarning, match=r"former name: taken as delta_clip=2"):
+        assert linear_agent(delta_range=(-2.0, 2.0)).delta_clip == 2.0
 
 
 # Targets.
@@ -509,13 +510,13 @@ def test_networks_that_do_not_fit_the_environment_are_refused_before_anything_is
 
 
 def test_actions_that_are_no_box_are_refused():
-    class Without(Counter):
-        def __init__(self):
-            super().__init__()
-            self.action_space = None
-
-    with pytest.raises(ValueError, match=r"wants a Box of actions; this environment has None"):
-        linear_agent().fit(Without(), nb_steps=5)
+    # An environment that names no space is taken, as keras-rl takes it, unless its bounds are needed to scale.
+    for scales, space in ((False, gymnasium.spaces.Discrete(2)), (True, gymnasium.spaces.Discrete(2)), (True, None)):
+        env, agent = Counter(), linear_agent(scale_actions=scales)
+        env.action_space = space
+        with pytest.raises(ValueError, match=r"wants a Box of actions; this environment has (None|Discrete\(2\))"):
+            agent.fit(env, nb_steps=5)
+        assert env.episode == 0
 
 
 def test_an_actor_for_observations_of_any_size_with_a_lambda_layer_fits():

@@ -1,4 +1,4 @@
-"""Under the schedule `sync` a training that was saved, killed and loaded goes on as if nothing had happened, to the bit.
+"""Under the schedule `sync` a training that was saved, killed and loaded goes on to the bit as if nothing had happened.
 
 Episodes end by a time limit of LENGTH steps, so that N steps over SLOTS environments are whole episodes.
 """
