@@ -29,7 +29,6 @@ from agents.offpolicy import (
     own,
     soft_update,
 )
-from agents.scaling import ActionScale
 
 
 class DDPGAgent(OffPolicyAgent):
@@ -89,9 +88,10 @@ class DDPGAgent(OffPolicyAgent):
         """
         check_actor(actor, nb_actions, "one value an action")
         self.critic_action_input_idx = check_critic(nb_actions, actor, critic, critic_action_input)
-        super().__init__(
-            nb_actions, memory, gamma, batch_size, train_interval, memory_interval, target_model_update, **kwargs
-        )
+        self._low: Any = None
+        self._high: Any = None
+        settings = nb_actions, memory, gamma, batch_size, train_interval, memory_interval, target_model_update
+        super().__init__(*settings, scale_actions=scale_actions, **kwargs)
         if delta_range is not None:
             delta_clip = float(delta_range[1])
             warnings.warn("delta_range is keras-rl's former name: taken as delta_clip=%g" % delta_clip, stacklevel=2)
@@ -100,10 +100,7 @@ class DDPGAgent(OffPolicyAgent):
         self.nb_steps_warmup_critic, self.nb_steps_warmup_actor = nb_steps_warmup_critic, nb_steps_warmup_actor
         self.delta_clip, self.random_process = delta_clip, random_process
         self.custom_model_objects = custom_model_objects or {}
-        self.scale_actions = scale_actions
         self._noise = NoiseBank(random_process) if random_process is not None else None
-        self._low: Any = None
-        self._high: Any = None
 
     def compile(self, optimizer: Any, metrics: Sequence[Any] = ()) -> None:
         """Makes targets, optimizers and the compiled update.
@@ -145,11 +142,10 @@ class DDPGAgent(OffPolicyAgent):
 
     def _acts_in(self, space: Any) -> bool:
         # Like keras-rl: what the space is matters only where actions are scaled to it or clipped by it.
-        return hasattr(space, "low") or (not self.scale_actions and (space is None or self._maps_actions))
+        return hasattr(space, "low") or self._maps_actions or (space is None and not self.scale_actions)
 
     def _prepare_actions(self, space: Any) -> None:
-        if self.scale_actions:
-            self._scale = ActionScale(space.low, space.high)
+        super()._prepare_actions(space)
         # What a processor makes of an action is clipped where it is sent; the agent's own range is then unknown.
         self._low, self._high = (None, None)
         if not self._maps_actions and space is not None:
@@ -158,12 +154,9 @@ class DDPGAgent(OffPolicyAgent):
     def _choose(self, output: np.ndarray, slots: Sequence[int]) -> np.ndarray:
         if self.training and self._noise is not None:
             output = output + np.stack([self._noise.sample(slot) for slot in slots]).reshape(output.shape)
-        if self.scale_actions:
+        if self._scales:
             return np.clip(output, -1.0, 1.0)
         return output if self._low is None else np.clip(output, self._low, self._high)
-
-    def to_env(self, action: Any) -> Any:
-        return action if self._scale is None else self._scale.to_env(action)
 
     def began(self, slot: int) -> None:
         if self._noise is not None:

@@ -112,6 +112,7 @@ def make_ddpg(
         "gamma": 0.98,
         "random_process": GaussianWhiteNoiseProcess(sigma=0.1, size=nb_actions),
         "scale_actions": True,
+        "action_space": action_space,
         "seed": seed,
     }
     agent = DDPGAgent(nb_actions, actor, critic, action, **dict(chosen, **settings))
@@ -134,7 +135,11 @@ def make_sac(
     seeds = [None] * 3 if seed is None else [seed, seed + 1, seed + 2]
     actor = mlp_actor(shape, nb_actions, hidden, True, layer_norm, seed=seeds[0])
     pairs = [mlp_critic(shape, nb_actions, hidden, layer_norm, seed=one) for one in seeds[1:]]
-    chosen: dict[str, Any] = {"memory": ReplayMemory(memory_limit, seed=seed), "seed": seed}
+    chosen: dict[str, Any] = {
+        "memory": ReplayMemory(memory_limit, seed=seed),
+        "seed": seed,
+        "action_space": action_space,
+    }
     agent = SACAgent(nb_actions, actor, [c for c, _ in pairs], pairs[0][1], **dict(chosen, **settings))
     agent.compile(keras.optimizers.Adam(learning_rate))
     return agent

@@ -52,9 +52,11 @@ class OffPolicyAgent(Agent):
         schedule: str = "overlap",
         normalize_observations: bool | None = None,
         seed: int | None = None,
+        scale_actions: bool = True,
+        action_space: Any = None,
         processor: Any = None,
     ):
-        """See the subclasses.
+        """See the subclasses, and docs/agents.md.
 
         Raises:
             ValueError: a number that makes no sense.
@@ -81,7 +83,10 @@ class OffPolicyAgent(Agent):
         self._statistics: Statistics = []
         self._saved_norm: dict[str, np.ndarray] | None = None  # loaded before the environment was known
         self._rng = np.random.default_rng(seed)
+        self.scale_actions = scale_actions
         self._scale: ActionScale | None = None
+        if action_space is not None:
+            self._prepare_actions(action_space)
         self._store = store_of(memory, 1)
         self._order: list[int] | None = None  # of an observation's leaves, as the networks take them
         self._busy = threading.RLock()  # held by whoever changes weights or replay as a whole
@@ -279,7 +284,29 @@ class OffPolicyAgent(Agent):
         return hasattr(space, "low")
 
     def _prepare_actions(self, space: Any) -> None:
-        raise NotImplementedError
+        """Takes the environment's bounds."""
+        if self._scales:
+            self._scale = ActionScale(space.low, space.high)
+
+    @property
+    def _scales(self) -> bool:
+        """Whether actions go from [-1, 1] to the environment's bounds; a processor that maps them does it itself."""
+        return self.scale_actions and not self._maps_actions
+
+    def to_env(self, action: Any) -> Any:
+        """The environment's action for one that `act` gave.
+
+        Raises:
+            RuntimeError: the bounds to scale to are not known yet.
+        """
+        if not self._scales:
+            return action
+        if self._scale is None:
+            raise RuntimeError(
+                "the bounds of actions are not known before fit or test\n"
+                "  now: give the agent action_space=env.action_space"
+            )
+        return self._scale.to_env(action)
 
     def _prepare_observations(self, space: Any) -> None:
         self._order = _leaf_order(space, [x.name for x in self.actor_inputs])
@@ -292,7 +319,10 @@ class OffPolicyAgent(Agent):
         if not wanted:
             self.norm, self._statistics = None, []
         elif self.norm is None:
-            self.norm = RunningNorm([tuple(x.shape[2:]) for x in self.actor_inputs])
+            shapes = [tuple(x.shape[2:]) for x in self.actor_inputs]
+            if self.processor is None and boxes is not None and len(boxes) == len(shapes):  # an input's may be open
+                shapes = [tuple(boxes[i].shape) for i in self._order or range(len(boxes))]
+            self.norm = RunningNorm(shapes)
             if self._saved_norm is not None:
                 self.norm.load_state(self._saved_norm)
             self._statistics = self.norm.statistics()
@@ -577,7 +607,7 @@ class OffPolicyAgent(Agent):
     def _take_norm(self, state: dict[str, np.ndarray]) -> None:
         self._saved_norm = state
         if self.norm is None and self.normalize_observations is not False:  # `forward` needs no environment
-            self.norm = RunningNorm([tuple(x.shape[2:]) for x in self.actor_inputs])
+            self.norm = RunningNorm([state["mean/%d" % i].shape for i in range(len(self.actor_inputs))])
         if self.norm is not None:
             self.norm.load_state(state)
             self._statistics = self.norm.statistics()

@@ -27,7 +27,6 @@ from agents.offpolicy import (
     own,
     soft_update,
 )
-from agents.scaling import ActionScale
 
 LOG_STD = (-20.0, 2.0)  #: bounds of the policy's log deviation
 
@@ -161,10 +160,6 @@ class SACAgent(OffPolicyAgent):
 
     # Acting.
 
-    def _prepare_actions(self, space: Any) -> None:
-        if not self._maps_actions:
-            self._scale = ActionScale(space.low, space.high)
-
     def _choose(self, output: np.ndarray, slots: Sequence[int]) -> np.ndarray:
         mean, log_std = np.split(output, 2, axis=-1)  # (n, A) each
         if not self.training:
@@ -173,9 +168,6 @@ class SACAgent(OffPolicyAgent):
             return self._rng.uniform(-1.0, 1.0, mean.shape)
         noise = self._rng.standard_normal(mean.shape)
         return np.tanh(mean + np.exp(np.clip(log_std, *LOG_STD)) * noise)
-
-    def to_env(self, action: Any) -> Any:
-        return action if self._scale is None else self._scale.to_env(action)
 
     # Learning: pure functions of a batch. B is the batch size, A the number of actions, W the window.
 
