@@ -1,4 +1,4 @@
-"""Updates follow the steps by the asked ratio, at once or in a second thread; `sync` is the same each time to the bit."""
+"""Updates follow the steps by the asked ratio, at once or in a second thread; `sync` gives the same each time."""
 
 from __future__ import annotations
 
