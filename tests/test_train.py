@@ -130,7 +130,7 @@ def test_a_session_in_ipython_from_the_first_r_to_a_restart(prompt, tmp_path):
     poll_until(lambda: not any(psutil.pid_exists(pid) for pid in workers), 8, "the end of farm and workers")
 
     second = prompt(*options)
-    loaded = re.search(r"(\d+) episodes, mean return (-?\d+)", second.type("load()"))
+    loaded = re.search(r"(\d+) episodes, \d+ steps, \d+ updates, mean return (-?\d+)", second.type("load()"))
     assert loaded
     assert int(loaded[1]) == 5 + int(stopped[1])
     assert "mean return" in second.type("returns = test(1)")
