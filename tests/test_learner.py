@@ -31,6 +31,22 @@ class AtStep(Callback):
         self.what(self.seen, logs or {})
 
 
+class Slowly:
+    """A model whose variables are handed out one by one, so that copying them takes a while."""
+
+    def __init__(self, model):
+        self.model = model
+
+    @property
+    def variables(self):
+        for variable in self.model.variables:
+            time.sleep(0.001)
+            yield variable
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+
 def pool(slots=4, length=5):
     return LocalPool([Wander(length) for _ in range(slots)])
 
@@ -257,8 +273,7 @@ def test_acting_sees_only_whole_published_versions_of_the_weights(agent):
     torn, versions = [], set()
 
     def numbered(count=1):
-        for variable in agent.networks["actor"].variables:
-            time.sleep(0.002)  # a long assignment, that acting must not see half of
+        for variable in agent.actor.variables:
             variable.assign(np.full(variable.shape, agent.nb_updates + count, np.float32))
         agent.nb_updates += count
         return [0.0] * len(agent.own_metrics)
@@ -274,11 +289,12 @@ def test_acting_sees_only_whole_published_versions_of_the_weights(agent):
     before = agent.actor.get_weights()
     agent.actor.set_weights([np.zeros_like(weight) for weight in before])
     agent.update, agent._by_copy = numbered, looked
+    agent.networks["actor"] = Slowly(agent.actor)
     try:
         agent.fit(pool(), 300, verbose=0)
     finally:
         del agent.update
-        agent._by_copy = by_copy
+        agent._by_copy, agent.networks["actor"] = by_copy, agent.actor
         agent.actor.set_weights(before)
     assert not any(torn)
     assert len(versions) > 5  # and new ones came through
