@@ -21,7 +21,7 @@ class NoiseBank:
     def sample(self, slot: int) -> np.ndarray:
         """The next value of a slot's process, (size,)."""
         if slot not in self._copies:
-            self._copies[slot] = self._process if not self._copies else self._copy()
+            self.reset(slot)
         mine = self._copies[slot]
         shared = getattr(self._process, "n_steps", None)
         if shared is None:
@@ -31,21 +31,16 @@ class NoiseBank:
         self._process.n_steps = mine.n_steps
         return np.asarray(value)
 
-    def _copy(self) -> Any:
-        process = copy.deepcopy(self._process)
-        process.reset_states()
-        return process
-
     def reset(self, slot: int) -> None:
         """An episode begins in this slot."""
-        if slot in self._copies:
-            if hasattr(self._process, "n_steps"):  # it begins with as much noise as there now is
-                self._copies[slot].n_steps = self._process.n_steps
-            self._copies[slot].reset_states()
+        if slot not in self._copies:  # the first one's is the user's own, as in keras-rl
+            self._copies[slot] = copy.deepcopy(self._process) if self._copies else self._process
+        if hasattr(self._process, "n_steps"):  # it begins with as much noise as there now is
+            self._copies[slot].n_steps = self._process.n_steps
+        self._copies[slot].reset_states()
 
     def reset_all(self) -> None:
-        """All slots begin anew."""
-        self._process.reset_states()
+        """All slots begin anew. Nothing is drawn before one does, so that two calls of `fit` draw as one long one."""
         self._copies.clear()
 
     @property

@@ -6,6 +6,8 @@ Updates are pure functions of a batch in their own files; here they are fed, loo
 from __future__ import annotations
 
 import contextlib
+import copy
+import logging
 import os
 import random
 import threading
@@ -30,6 +32,8 @@ from agents.runs import Episode
 from agents.scaling import CLIP, ActionScale, RunningNorm, Statistics, is_wide
 
 SCHEDULES = ("overlap", "sync")
+
+log = logging.getLogger("agents")
 
 
 class OffPolicyAgent(Agent):
@@ -210,11 +214,15 @@ class OffPolicyAgent(Agent):
             if not os.path.exists(path):
                 raise FileNotFoundError("no weights at %s" % path)
         with self.paused():
-            self._load_networks(filepath, paths)
-            extra = _stem(filepath) + "_observations.npz"
+            extra, statistics = _stem(filepath) + "_observations.npz", None
             if os.path.exists(extra):
                 with np.load(extra, allow_pickle=False) as file:
-                    self._take_norm({name: file[name] for name in file.files})
+                    statistics = {name: file[name] for name in file.files}
+                if self.norm is not None:  # refused before anything is changed
+                    copy.deepcopy(self.norm).load_state(statistics)
+            self._load_networks(filepath, paths)
+            if statistics is not None:
+                self._take_norm(statistics)
             if self.compiled:
                 self.update_target_models_hard()
                 self.publish()
@@ -493,6 +501,8 @@ class OffPolicyAgent(Agent):
     def settle(self) -> None:
         if self._unsettled is not None:
             self._unsettled.stop()
+            if self._unsettled.error is not None:
+                log.error("the updates that Ctrl-C left running failed: %s", self._unsettled.error)
             self._unsettled = None
             self.overlap(False)
 

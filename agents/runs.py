@@ -347,16 +347,16 @@ class PoolRun(Run):
         self._start_episodes()
         made: list[tuple[Episode, dict[str, Any]]] = []
         ready: list[Episode] = []
-        for batch in self._batches():
-            rows: list[tuple[int, int]] = []
-            for i in np.argsort(batch.slot, kind="stable"):
-                episode = self._row(batch, int(i), made, rows)
-                if episode is not None:
-                    ready.append(episode)
-            self._measured(batch, rows)
-        if self.in_step:
-            ready.sort(key=lambda episode: episode.slot)
-            made.sort(key=lambda pair: pair[0].slot)
+        batches = self._batches()
+        rows: list[list[tuple[int, int]]] = [[] for _ in batches]
+        # By slot over all of them: under `sync` replay must not tell who came first.
+        arrived = sorted((int(slot), b, i) for b, batch in enumerate(batches) for i, slot in enumerate(batch.slot))
+        for _, b, i in arrived:
+            episode = self._row(batches[b], i, made, rows[b])
+            if episode is not None:
+                ready.append(episode)
+        for batch, taken in zip(batches, rows, strict=True):
+            self._measured(batch, taken)
         self._observe(ready, made)
         self._send(ready)
         metrics = self._learn(len(made))

@@ -102,6 +102,7 @@ class SACAgent(OffPolicyAgent):
         self.nb_steps_warmup = nb_steps_warmup
         self.target_entropy = -float(nb_actions) if target_entropy is None else float(target_entropy)
         self.learn_temperature = learn_temperature
+        self._noise_seed = int(self._rng.integers(2**31))  # of the updates' noise, with their number
         self.log_temperature = tf.Variable(math.log(temperature), dtype=tf.float32, name="log_temperature")
 
     def compile(self, optimizer: Any, metrics: Sequence[Any] = ()) -> None:
@@ -156,7 +157,7 @@ class SACAgent(OffPolicyAgent):
         return [variable for critic in self.critics for variable in critic.trainable_variables]
 
     def _phase(self) -> tuple[Any, ...]:
-        return (tf.constant([self.seed or 0, self.nb_updates], tf.int32),)
+        return (tf.constant([self._noise_seed, self.nb_updates], tf.int32),)
 
     # Acting.
 
@@ -246,6 +247,14 @@ class SACAgent(OffPolicyAgent):
         return tf.squeeze(critic(inputs, training=training), -1)
 
     # Checkpoints.
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        arrays, values = super().state()
+        return arrays, dict(values, noise_seed=self._noise_seed)
+
+    def load_state(self, arrays: dict[str, np.ndarray], values: dict[str, Any]) -> None:
+        super().load_state(arrays, values)
+        self._noise_seed = values["noise_seed"]
 
     def _variables(self) -> Any:
         yield from super()._variables()

@@ -35,8 +35,8 @@ class ActionScale:
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
         """(n, nb_actions) from [-1, 1] to the environment's bounds, float32; beyond them it is clipped."""
-        middle, half = (self.high + self.low) / 2, (self.high - self.low) / 2
-        return np.clip(middle + half * actions, self.low, self.high).astype(np.float32)
+        share = (1.0 + np.asarray(actions, np.float64)) / 2  # exactly 0 and 1 at the bounds
+        return np.clip(self.low * (1.0 - share) + self.high * share, self.low, self.high).astype(np.float32)
 
 
 class RunningNorm:
