@@ -153,6 +153,7 @@ def test_callbacks_get_the_metrics_of_the_newest_updates_under_their_names(agent
 # sync.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AGENTS)
 def test_two_trainings_of_one_seed_are_the_same_to_the_bit(name):
     def train():
@@ -409,6 +410,7 @@ def test_nothing_learns_inside_paused(agent):
     assert all(seen)
 
 
+@pytest.mark.slow
 def test_sac_learns_in_overlap_too():
     agent = sac()
     agent.fit(pool(), 60, verbose=0)

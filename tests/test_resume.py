@@ -62,6 +62,7 @@ def saved(request, tmp_path_factory):
     return request.param, folder, everything_of(train(agent))
 
 
+@pytest.mark.slow
 def test_a_loaded_agent_is_the_saved_one_to_the_bit(saved, tmp_path):
     name, folder, _ = saved
     agent = train(fresh(name))
@@ -84,11 +85,13 @@ def test_n_steps_a_save_a_load_and_n_steps_are_two_times_n_steps(saved):
     assert agent.memory.count > agent.memory.limit  # the ring has turned
 
 
+@pytest.mark.slow
 def test_two_fits_of_n_steps_are_one_of_two_n(saved):
     name, _, wanted = saved
     assert_same(everything_of(train(fresh(name), 2 * N)), wanted)
 
 
+@pytest.mark.slow
 def test_an_agent_of_another_seed_becomes_another_one(saved):
     name, _, (wanted, _) = saved
     arrays, _ = everything_of(train(fresh(name, seed=8), 2 * N))
@@ -96,6 +99,7 @@ def test_an_agent_of_another_seed_becomes_another_one(saved):
         assert not np.array_equal(arrays[part], wanted[part]), part
 
 
+@pytest.mark.slow
 def test_three_saves_on_the_way_change_nothing(saved, tmp_path):
     name, _, wanted = saved
     agent = fresh(name)
@@ -139,6 +143,7 @@ def regularised_models(name):
     return actor, *critics[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AGENTS)
 def test_dropout_and_batch_normalisation_go_on_where_they_were(name, tmp_path):
     def another():

@@ -140,6 +140,7 @@ def test_an_actor_at_its_ends_reaches_exactly_the_bounds_of_each_component(name,
         np.testing.assert_array_equal(env.actions, np.tile(np.float32(wanted), (5, 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 2])
 @pytest.mark.parametrize(("low", "high"), BOUNDS)
 def test_environments_get_actions_within_bounds_and_replay_holds_them_in_minus_one_to_one(low, high, slots):
@@ -160,6 +161,7 @@ def test_environments_get_actions_within_bounds_and_replay_holds_them_in_minus_o
         np.testing.assert_allclose(found.action, back, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_actions_before_the_warm_up_are_uniform_and_afterwards_the_policys():
     agent = sac(2, nb_steps_warmup=4000, batch_size=4)
     agent.actor.layers[-1].set_weights([0 * w for w in agent.actor.layers[-1].get_weights()[:1]] + [
@@ -227,6 +229,7 @@ def test_test_is_deterministic_and_changes_nothing(name):
 # compile.
 
 
+@pytest.mark.slow
 def test_a_temperature_that_shall_not_learn_stays():
     agent = sac(temperature=0.3, learn_temperature=False)
     agent.fit(Wander(), 40, verbose=0)
@@ -278,6 +281,7 @@ def test_gradients_are_clipped_as_the_optimizer_was_told(name, how):
     assert max(sizes) == pytest.approx(0.01, rel=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{"clipnorm": 0.01}, {}])
 def test_the_compiled_update_clips_too_the_temperatures_gradient_as_well(how):
     agent = sac(optimizer=keras.optimizers.SGD(1e-3, **how), normalize_observations=False)
@@ -428,6 +432,7 @@ def test_networks_of_every_kind_are_learnt_with(name, kind, slots):
     assert np.isfinite(history.history["episode_reward"]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AGENTS)
 def test_batch_statistics_are_gathered_in_learning_and_used_in_acting(name):
     agent = fill(AGENTS[name](models=plain_with(keras.layers.BatchNormalization, name)))
@@ -453,12 +458,14 @@ def test_dropout_acts_in_learning_only(name):
     assert len(q) > 1
 
 
+@pytest.mark.slow
 def test_keras_rls_own_memory_is_learnt_from():
     agent = sac(memory=SequentialMemory(limit=200, window_length=1))
     agent.fit(Wander(), 40, verbose=0)
     assert agent.nb_updates > 20
 
 
+@pytest.mark.slow
 def test_forward_and_backward_by_hand_learn():
     agent, env = sac(), Wander()
     agent.prepare(LocalPool([env]))
@@ -490,6 +497,7 @@ def test_make_sac_gives_an_agent_that_learns_in_any_bounds():
 # Weights on disk.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AGENTS)
 def test_weights_and_statistics_of_observations_come_back(name, tmp_path):
     agent, again = AGENTS[name](), AGENTS[name](seed=8)
@@ -512,6 +520,7 @@ def test_weights_and_statistics_of_observations_come_back(name, tmp_path):
     assert again.norm.count == agent.norm.count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AGENTS)
 def test_statistics_that_were_loaded_are_saved_again_before_any_environment_was_seen(name, tmp_path):
     agent = AGENTS[name]()
@@ -564,6 +573,7 @@ class Told(Callback):
         self.metrics.append(logs["metrics"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 2])
 @pytest.mark.parametrize("name", AGENTS)
 def test_metrics_have_the_names_that_callbacks_are_told_them_under(name, slots):
@@ -593,6 +603,7 @@ def test_metrics_have_the_names_that_callbacks_are_told_them_under(name, slots):
 # Divergence.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["one environment", "sync", "overlap"])
 @pytest.mark.parametrize("name", AGENTS)
 def test_a_reward_that_is_no_number_ends_training_with_its_batch_saved_and_named(name, how, tmp_path):
@@ -636,6 +647,7 @@ def test_every_setting_is_in_the_configuration():
     assert isinstance(ddpg(), OffPolicyAgent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AGENTS)
 def test_a_large_seed_works(name):
     agent = AGENTS[name]()
