@@ -13,7 +13,6 @@ episode that ended stays as its last observation.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
@@ -493,24 +492,6 @@ class ReplayMemory(Memory):
             raise ValueError(
                 "the checkpoint's replay stacks %d observations, this agent's %d" % (window, self.window_length)
             )
-
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """Everything as plain arrays, for one whole save."""
-        with self.lock:
-            numbers = self.changed(0)
-            state = {"column/" + name: column for name, column in self.columns(numbers).items()}
-            return dict(state, numbers=numbers, meta=np.array(json.dumps(self.meta())))
-
-    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Takes what `state_dict` gave; running episodes are over.
-
-        Raises:
-            ValueError: as `restore`; nothing was changed.
-        """
-        if "meta" not in state or "numbers" not in state:
-            raise ValueError("no replay's state: it has only %s" % sorted(state))
-        columns = {name.removeprefix("column/"): array for name, array in state.items() if name.startswith("column/")}
-        self.restore(json.loads(str(state["meta"])), [(state["numbers"], columns)])
 
 
 #: The columns that are the same for all observations and actions.

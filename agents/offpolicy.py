@@ -27,7 +27,7 @@ import tensorflow as tf
 from agents import nest
 from agents.core import Agent
 from agents.learner import FUSED, Debt, Learner
-from agents.memory import ReplayMemory, Transitions, store_of
+from agents.memory import Transitions, store_of
 from agents.runs import Episode
 from agents.scaling import CLIP, ActionScale, RunningNorm, Statistics, is_wide
 
@@ -718,12 +718,6 @@ def check_actor(actor: Any, outputs: int, what: str) -> None:
         raise ValueError(
             "the actor must give (None, %d), %s; it gives %s" % (outputs, what, [tuple(x.shape) for x in actor.outputs])
         )
-
-
-def check_memory(memory: Any) -> None:
-    """Raises TypeError when a checkpoint cannot hold this memory."""
-    if not isinstance(memory, ReplayMemory):
-        raise TypeError("a checkpoint holds the replay of agents.ReplayMemory; this agent has %r" % (memory,))
 
 
 def _as_inputs(batch: Any) -> list[np.ndarray]:

@@ -760,21 +760,11 @@ def test_a_whole_state_loaded_elsewhere_draws_and_goes_on_as_the_first(window_le
     first, naive = ReplayMemory(64, window_length, seed=4), NaiveMemory(64, window_length)
     play(np.random.default_rng(5), [first, naive], steps)
     second = ReplayMemory(64, window_length)
-    second.load_state_dict({name: value.copy() for name, value in first.state_dict().items()})
+    numbers = first.changed(0)
+    second.restore(first.meta(), [(numbers, {name: x.copy() for name, x in first.columns(numbers).items()})])
     first.cut_all()
     for stream in range(4):
         naive.cut(stream)
     play(np.random.default_rng(6), [first, second, naive], 50)
     np.testing.assert_array_equal(first.draw(100).state[0], second.draw(100).state[0])
     assert_same(second, naive)
-
-
-def test_a_state_of_another_limit_or_of_something_else_is_refused_and_nothing_changes():
-    memory, other = ReplayMemory(8), ReplayMemory(9)
-    for one in (memory, other):
-        add_line(one, [one.limit])
-    with pytest.raises(ValueError, match=r"holds 9 transitions, this agent's 8"):
-        memory.load_state_dict(other.state_dict())
-    with pytest.raises(ValueError, match=r"it has only \['count'\]"):
-        memory.load_state_dict({"count": np.array(1)})
-    assert memory.gather([0]).reward == 8.0

@@ -164,8 +164,8 @@ def test_train_py_learns_from_opensim_through_a_farmlist(walkers, tmp_path):
     assert [row[3] for row in episodes] == [walkers] * 2
     (segment,) = manifest["replay"]["segments"]
     with np.load(checkpoint / "replay" / segment["name"]) as columns:
-        assert columns["column/obs/0"].shape == (sum(row[1] + 1 for row in episodes), 339)
-        assert columns["column/step"].sum() == sum(row[1] for row in episodes)
+        assert columns["obs/0"].shape == (sum(row[1] + 1 for row in episodes), 339)
+        assert columns["step"].sum() == sum(row[1] for row in episodes)
 
 
 def test_the_arm_steps_through_a_farm(tmp_path):
