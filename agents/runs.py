@@ -357,6 +357,7 @@ class PoolRun(Run):
                 ready.append(episode)
         for batch, taken in zip(batches, rows, strict=True):
             self._measured(batch, taken)
+        ready = [episode for episode in ready if self.running.get(episode.slot) is episode]  # not lost right afterwards
         self._observe(ready, made)
         self._send(ready)
         metrics = self._learn(len(made))
@@ -410,13 +411,14 @@ class PoolRun(Run):
         if not counted:
             return self._started(episode, obs, terminated or truncated)
         rows.append((i, episode.policy))
+        action, episode.action = episode.action, None  # nothing of this slot is under way now
         self._counted(episode, reward)
         if self._too_long(episode) and not terminated and not truncated:
             truncated = True
             self.pool.abandon([episode.slot])
         if self.training:
             self.agent.remember(episode, reward, obs, terminated, truncated)
-        logs = {"action": episode.action, "observation": obs, "reward": reward, "episode": episode.number}
+        logs = {"action": action, "observation": obs, "reward": reward, "episode": episode.number}
         logs.update(info=self._numbers(info), slot=episode.slot, farm=episode.farm, over=terminated or truncated)
         made.append((episode, logs))
         episode.obs = obs

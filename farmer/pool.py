@@ -220,6 +220,8 @@ class Farmer:
     def send(self, actions: Any, slots: Sequence[int], repeat: int = 1) -> None:
         """Gives each slot its next action; all are checked before any is sent.
 
+        A slot that was lost since the last `recv` gets none, and the row that says so is already there to be received.
+
         Args:
             actions: one for each slot, (n, *action_shape) for a Box.
             slots: where to.
@@ -252,13 +254,16 @@ class Farmer:
             codec.encode({"action": self._checked(a, s), "repeat": repeat}) for a, s in zip(actions, slots, strict=True)
         ]
         with self._lock:
+            lost = {row.slot for row in self._rows if row.lost}  # since the caller's last recv
             for slot in slots:
                 place = self._place(slot)
-                if place.sent is not None or not place.episode:
+                if slot not in lost and (place.sent is not None or not place.episode):
                     what = "is busy" if place.sent is not None else "has no episode: reset it first"
                     raise BadSlot("slot %d %s" % (slot, what))
             _check_once(slots)
-            self._dispatch(slots, protocol.STEP, bodies, wake)
+            there = [(slot, body) for slot, body in zip(slots, bodies, strict=True) if slot not in lost]
+            if there:
+                self._dispatch([slot for slot, _ in there], protocol.STEP, [body for _, body in there], wake)
 
     def recv(self, min_ready: int = 1, timeout: float | None = 60.0) -> Batch:
         """Collect the results that are in, at least `min_ready` of them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import logging
@@ -394,6 +395,37 @@ def test_a_lost_step_is_no_transition_and_does_not_count(slots, each, schedule, 
     assert stored(agent.memory) == reported(pool.envs)
     assert not all_of(agent.memory).terminated.any()
     assert sum("slot" in record.message for record in caplog.records) == len(pool.losses) > 0
+
+
+class LeavingPool(LosingPool):
+    """A slot that is lost after its answer and before the next action, every `each`-th time: both in one batch."""
+
+    def recv(self, min_ready=1, timeout=60.0):
+        batch = self.inner.recv(min_ready, timeout)
+        rows = list(range(len(batch.slot)))
+        over = batch.terminated | batch.truncated
+        lost = [i for i in rows if not batch.first[i] and not over[i] and next(self.answers) % self.each == 0]
+        if not lost:
+            return batch
+        self.losses += lost
+        self.abandon(batch.slot[lost].tolist())
+        columns = {name: getattr(batch, name) for name in ("slot", "reward", "terminated", "first", "env_s", "trip_s")}
+        doubled = {name: column[rows + lost] for name, column in columns.items()}
+        for name in ("truncated", "lost"):
+            doubled[name] = np.append(getattr(batch, name), [True] * len(lost))
+        doubled.update({name: [getattr(batch, name)[i] for i in rows + lost] for name in ("obs", "info")})
+        return dataclasses.replace(batch, **doubled)
+
+
+@EITHER_SCHEDULE
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_slot_that_is_lost_right_after_its_answer_keeps_that_transition_and_gets_no_action(slots, schedule):
+    pool = LeavingPool([Counter(6, slot) for slot in range(slots)], 4)
+    agent = linear_agent(schedule=schedule, **NEVER)
+    agent.fit(pool, nb_steps=60, verbose=0)
+    assert len(pool.losses) > 5
+    assert agent.step == len(agent.memory) == sum(env.total for env in pool.envs) == 60
+    assert stored(agent.memory) == reported(pool.envs)
 
 
 def test_the_episode_of_a_lost_step_ends_as_truncated_at_its_last_good_observation():

@@ -565,6 +565,21 @@ def test_a_farm_that_is_killed_loses_its_rows_and_rejoins_on_the_same_port(farm,
             assert farmer.recv(min_ready=2).obs[:, 1].tolist() == [1, 1]
 
 
+def test_an_action_for_a_slot_that_was_lost_since_the_last_recv_goes_nowhere_and_its_row_says_so():
+    with running_farm(COUNTING, slots=2) as farm, Farmer(COUNTING, [(farm.address, 2)]) as farmer:
+        farmer.reset([0, 1])
+        farmer.recv(min_ready=2)
+        farm.kill()
+        poll_until(lambda: len(farmer._rows) == 2, 20, "the host to notice")
+        before = farmer.status()["farms"][0]["ledger"]["sent"]
+        farmer.send([[0.0], [0.0]], [0, 1])
+        batch = farmer.recv(min_ready=2)
+        assert batch.lost.tolist() == [True, True]
+        assert farmer.status()["farms"][0]["ledger"]["sent"] == before
+        with pytest.raises(BadSlot, match="has no episode"):
+            farmer.send([[0.0]], [0])
+
+
 @pytest.mark.slow
 def test_the_slots_of_a_host_that_is_killed_are_free_again(slow_farm):
     code = (
