@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: a file that belongs into site-packages itself, where Python reads it when it starts."""
+"""What pyproject.toml cannot say: a file that belongs into site-packages itself, where Python looks when it starts."""
 
 import sysconfig
 from pathlib import Path
