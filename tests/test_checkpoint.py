@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -450,17 +451,19 @@ def test_a_diverged_agent_is_never_saved(tmp_path, value):
 # What cannot be written.
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def no_big_files():
-    """Writing more than 4,000 bytes to a file fails, as on a full disk."""
+    """Writing more than 4,000 bytes to a file fails, as on a full disk; to any file, also the one pytest prints to."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("what", ["replay", "weights"])
-def test_a_full_disk_is_told_in_words_and_leaves_the_save_before(tmp_path, what, request):
+def test_a_full_disk_is_told_in_words_and_leaves_the_save_before(tmp_path, what):
     agent = played(size=10)
     saves = Checkpointer(tmp_path)
     saves.save(agent, {"step": agent.step})
@@ -468,8 +471,8 @@ def test_a_full_disk_is_told_in_words_and_leaves_the_save_before(tmp_path, what,
     agent.play(60 if what == "replay" else 3)
     if what == "weights":
         agent.weights = np.full(2000, agent.step, np.float32)
-    request.getfixturevalue("no_big_files")
-    with pytest.raises(OSError, match=r"File too large: the checkpoint could not be written; the saves before it are"):
+    words = r"File too large: the checkpoint could not be written; the saves before it are"
+    with pytest.raises(OSError, match=words), no_big_files():
         saves.save(agent, {"step": agent.step})
     assert sorted(tmp_path.rglob("*")) == before
     assert loaded(tmp_path, size=10)[0].step == 40
