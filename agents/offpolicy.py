@@ -128,7 +128,7 @@ class OffPolicyAgent(Agent):
         """The compiled loop: K updates, their metrics as (K, M)."""
         raise NotImplementedError
 
-    def _phase(self) -> tuple[Any, ...]:
+    def _phase(self, count: int) -> tuple[Any, ...]:
         """What `_update_many` needs beside the batches."""
         raise NotImplementedError
 
@@ -438,7 +438,7 @@ class OffPolicyAgent(Agent):
             columns = [np.asarray(x, np.float32) for x in (found.action, found.reward, found.discount)]
             action, reward, discount = self._fold(columns, count)
             before = tf.constant(self.nb_updates, tf.int64)
-            batches = (states, action, reward, next_states, discount, self._statistics, before, *self._phase())
+            batches = (states, action, reward, next_states, discount, self._statistics, before, *self._phase(count))
             values = self._run_updates(*batches).numpy()
             self._check_finite(values, found, count)
             self.nb_updates += count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 import uuid
 
@@ -22,6 +23,10 @@ os.environ[_MARK] = _RUN
 _KEPT_BY_LIBRARIES = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 
 _PATIENCE = 3.0  # seconds: closing is seldom done when the call that asks for it returns
+
+# A shell that starts the tests in the background has SIGINT ignored, and so would every program that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

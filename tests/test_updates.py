@@ -440,10 +440,9 @@ def test_a_compiled_update_from_replay_has_numpys_loss(learning):
 
 
 def noise_of(agent, count):
-    """The standard normal numbers of an agent's next call, (count, 2, batch, actions): compiled as its own are."""
-    seed = tf.constant([agent._noise_seed, agent.nb_updates], tf.int32)
-    shape = (count, 2, agent.batch_size, agent.nb_actions)
-    return tf.function(lambda: tf.random.stateless_normal(shape, seed), jit_compile=True)().numpy()
+    """The standard normal numbers of an agent's next call, (count, 2, batch, actions)."""
+    rng = np.random.default_rng([agent._noise_seed, agent.nb_updates])
+    return rng.standard_normal((count, 2, agent.batch_size, agent.nb_actions), np.float32)
 
 
 def test_fused_updates_are_single_ones_by_the_named_functions(learning):
