@@ -31,7 +31,13 @@ def filled_agent(kind: str, obs: int, actions: int, hidden: tuple[int, ...], bat
     env = Spaces(obs, actions)
     make = {"sac": "make_sac", "ddpg": "make_ddpg"}[kind]
     agent = getattr(networks, make)(
-        env.observation_space, env.action_space, seed=0, hidden=hidden, batch_size=batch, memory_limit=ROWS
+        env.observation_space,
+        env.action_space,
+        seed=0,
+        hidden=hidden,
+        batch_size=batch,
+        memory_limit=ROWS,
+        normalize_observations=False,  # no peer does it
     )
     agent.prepare(LocalPool([env]))
     agent.step, agent.training = 10 * ROWS, True

@@ -57,14 +57,13 @@ class Recorder:
     def __init__(self, pool: Farmer):
         self._pool = pool
         self.episodes: dict[int, list[dict]] = {}  # slot -> episodes: seed, actions, rows
-        self._seeds = iter(range(100, 1000))
         self.transitions: list[tuple] = []  # in the order of their delivery: obs, action, reward, next_obs, terminated
 
     def __getattr__(self, name):
         return getattr(self._pool, name)
 
-    def reset(self, slots):
-        seeds = [next(self._seeds) for _ in slots]
+    def reset(self, slots, seeds=None):
+        assert seeds is not None, "an agent with a seed names each episode's"
         for slot, seed in zip(slots, seeds, strict=True):
             self.episodes.setdefault(slot, []).append({"seed": seed, "actions": [], "rows": []})
         self._pool.reset(slots, seeds)
