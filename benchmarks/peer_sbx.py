@@ -24,7 +24,7 @@ class Spaces(gymnasium.Env):
 def main() -> None:
     """Serves until stdin closes."""
     args = arguments()
-    library = {"sbx": sbx, "sb3": stable_baselines3}[args.library]
+    library = {"sbx": sbx, "sb3": stable_baselines3}[args.who]
     model = getattr(library, args.agent.upper())(
         "MlpPolicy",
         Spaces(args.obs, args.actions),

@@ -13,7 +13,7 @@ EPISODE = 100  #: steps, after which an episode terminates
 def arguments() -> argparse.Namespace:
     """The command line of a peer."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--library", default="")
+    parser.add_argument("--library", dest="who", default="")
     parser.add_argument("--agent", choices=("sac", "ddpg"), required=True)
     parser.add_argument("--obs", type=int, required=True)
     parser.add_argument("--actions", type=int, required=True)
