@@ -229,11 +229,6 @@ class DDPGAgent(OffPolicyAgent):
             hard_update(self.target_actor, self.actor)
             hard_update(self.target_critic, self.critic)
 
-    def _q(self, critic: keras.Model, action: Any, states: Any, training: bool) -> Any:
-        inputs = list(states)
-        inputs.insert(self.critic_action_input_idx, action)
-        return tf.squeeze(critic(inputs, training=training), -1)
-
     # Checkpoints.
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

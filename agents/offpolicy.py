@@ -41,6 +41,7 @@ class OffPolicyAgent(Agent):
 
     #: Models that act and learn, by the name under which they are saved.
     networks: dict[str, keras.Model]
+    critic_action_input_idx: int  #: the place of the action among a critic's inputs
 
     def __init__(
         self,
@@ -478,6 +479,12 @@ class OffPolicyAgent(Agent):
             "  now: load() the last save, then look at that batch, or try a smaller learning rate or clipnorm"
             % (number, told, path)
         )
+
+    def _q(self, critic: keras.Model, action: Any, states: Any, training: bool) -> Any:
+        """A critic's values (B,) of an action, put where it takes it among the observation inputs."""
+        inputs = list(states)
+        inputs.insert(self.critic_action_input_idx, action)
+        return tf.squeeze(critic(inputs, training=training), -1)
 
     # Overlap.
 

@@ -162,7 +162,7 @@ class SACAgent(OffPolicyAgent):
     def _noise(self, count: int) -> np.ndarray:
         """Of the next `count` updates, (K, 2, B, A): for next and present actions.
 
-        A generator for each call needs no state in a checkpoint. XLA's own costs a third of an update here.
+        A generator for each call needs no state in a checkpoint, and XLA's own is slow on a CPU.
         """
         rng = np.random.default_rng([self._noise_seed, self.nb_updates])
         return rng.standard_normal((count, 2, self.batch_size, self.nb_actions), np.float32)
@@ -247,11 +247,6 @@ class SACAgent(OffPolicyAgent):
         """Actions (B, A) in (-1, 1) of the policy, and the logarithms of their densities (B,)."""
         mean, log_std = tf.split(self.actor(alone(states), training=training), 2, axis=-1)  # (B, A) each
         return squashed_gaussian(mean, tf.clip_by_value(log_std, *LOG_STD), noise)
-
-    def _q(self, critic: keras.Model, action: Any, states: Any, training: bool) -> Any:
-        inputs = list(states)
-        inputs.insert(self.critic_action_input_idx, action)
-        return tf.squeeze(critic(inputs, training=training), -1)
 
     # Checkpoints.
 
