@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ class LocalPool:
     def reset(self, slots: Sequence[int], seeds: Sequence[int | None] | None = None) -> None:
         for slot, seed in zip(slots, seeds or [None] * len(slots), strict=True):
             began = time.perf_counter()
-            result = self.envs[slot].reset() if seed is None else self.envs[slot].reset(seed=seed)
+            result = _reset(self.envs[slot], seed)
             seconds = time.perf_counter() - began
             has_info = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
             obs, info = result if has_info else (result, {})
@@ -116,6 +117,18 @@ class LocalPool:
 
     def status(self) -> dict[str, Any]:
         return {"slots": len(self.envs), "busy": len(self._rows), "farms": []}
+
+
+def _reset(env: Any, seed: int | None) -> Any:
+    """Begins an episode; gym before 0.26 is told a seed by a method of its own, where there is one."""
+    if seed is None:
+        return env.reset()
+    parameters = inspect.signature(env.reset).parameters.values()
+    if any(p.name == "seed" or p.kind is p.VAR_KEYWORD for p in parameters):
+        return env.reset(seed=seed)
+    if callable(getattr(env, "seed", None)):
+        env.seed(seed)
+    return env.reset()
 
 
 def _five(result: tuple[Any, ...]) -> tuple[Any, float, bool, bool, dict[str, Any]]:

@@ -3,6 +3,7 @@
 import time
 
 import numpy as np
+from agent_parts import OldCounter
 from environments import SlowEnv
 
 from agents import LocalPool
@@ -24,3 +25,20 @@ def test_the_seconds_of_a_local_step_are_all_the_environments():
     assert batch.env_s.sum() <= np.float32(whole)
     for each in (first, batch):
         np.testing.assert_array_equal(each.env_s, each.trip_s)
+
+
+class OldSeeded(OldCounter):
+    """Takes a seed by gym's former method."""
+
+    seeds = ()
+
+    def seed(self, seed=None):
+        self.seeds = (*self.seeds, seed)
+
+
+def test_gyms_former_environments_are_told_a_seed_by_their_own_method_or_not_at_all():
+    seeded, plain = OldSeeded(), OldCounter()
+    pool = LocalPool([seeded, plain])
+    pool.reset([0, 1], [7, 8])
+    assert pool.recv().first.all()
+    assert seeded.seeds == (7,)
