@@ -135,7 +135,7 @@ class DDPGAgent(OffPolicyAgent):
     def nb_warmup(self) -> int:
         return min(self.nb_steps_warmup_critic, self.nb_steps_warmup_actor)
 
-    def _phase(self, count: int) -> tuple[bool, bool]:
+    def _phase(self, count: int, before: int) -> tuple[bool, bool]:
         return self.step > self.nb_steps_warmup_critic, self.step > self.nb_steps_warmup_actor
 
     # Acting.

@@ -11,6 +11,20 @@ import time
 from typing import Any
 
 FUSED = 8  #: updates in one compiled call when many environments feed the agent
+FUSED_LONG = 32  #: and where so many are to be made in a row: the fixed cost of a call is then shared by more
+LONGEST = 2 * FUSED_LONG  #: updates between two moments at which a save, or the actor's copy, can have the weights
+
+
+def whole_calls(owed: int) -> int:
+    """How many of the updates that are owed to make in one go: whole calls, none when fewer than FUSED are owed."""
+    return min(owed // FUSED * FUSED, LONGEST)
+
+
+def in_calls(count: int) -> list[int]:
+    """The compiled calls that make `count` updates, by their lengths."""
+    long, rest = divmod(count, FUSED_LONG)
+    short, rest = divmod(rest, FUSED)
+    return [FUSED_LONG] * long + [FUSED] * short + [rest] * (rest > 0)
 
 
 class Debt:
@@ -108,7 +122,8 @@ class Learner:
                 self._change.wait()
             if self._ending:
                 return False
-        values = self.agent.pay(FUSED)
+            count = whole_calls(self.agent.debt.owed)
+        values = self.agent.pay(count)
         self.agent.publish()
         with self._change:
             self._news = values

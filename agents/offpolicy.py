@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import tensorflow as tf
 
 from agents import nest
 from agents.core import Agent
-from agents.learner import FUSED, Debt, Learner
+from agents.learner import FUSED, Debt, Learner, in_calls, whole_calls
 from agents.memory import Transitions, store_of
 from agents.runs import Episode
 from agents.scaling import CLIP, ActionScale, RunningNorm, Statistics, is_wide
@@ -129,8 +130,8 @@ class OffPolicyAgent(Agent):
         """The compiled loop: K updates, their metrics as (K, M)."""
         raise NotImplementedError
 
-    def _phase(self, count: int) -> tuple[Any, ...]:
-        """What `_update_many` needs beside the batches."""
+    def _phase(self, count: int, before: int) -> tuple[Any, ...]:
+        """What `_update_many` needs beside the batches for the `count` updates after the first `before`."""
         raise NotImplementedError
 
     # keras-rl's surface.
@@ -416,7 +417,7 @@ class OffPolicyAgent(Agent):
         smallest = 1 if nb_slots == 1 else FUSED
         values = None
         while self.debt.owed >= smallest:
-            values = self.pay(FUSED if self.debt.owed >= FUSED else smallest)
+            values = self.pay(whole_calls(self.debt.owed) or smallest)
         return nothing if values is None else self.with_processor(values)
 
     def pay(self, count: int) -> list[float]:
@@ -427,25 +428,38 @@ class OffPolicyAgent(Agent):
         return values
 
     def update(self, count: int = 1) -> list[float]:
-        """`count` updates on fresh batches in one compiled call; the metrics' means.
+        """`count` updates on fresh batches, many in a compiled call (`in_calls`); the metrics' means.
+
+        While one call computes, a second thread gathers the batches of the next.
 
         Raises:
             FloatingPointError: a metric is NaN or infinite; the batch that showed it is saved, its file named.
         """
         began = time.perf_counter()
-        with self._busy:
-            found = self._store.draw(count * self.batch_size, self.n_step, self.gamma)
-            states, next_states = (self._fold(self._from_replay(x), count) for x in (found.state, found.next_state))
-            columns = [np.asarray(x, np.float32) for x in (found.action, found.reward, found.discount)]
-            action, reward, discount = self._fold(columns, count)
-            before = tf.constant(self.nb_updates, tf.int64)
-            batches = (states, action, reward, next_states, discount, self._statistics, before, *self._phase(count))
-            values = self._run_updates(*batches).numpy()
-            self._check_finite(values, found, count)
-            self.nb_updates += count
-        means = [float(value) for value in values.mean(0)]
+        sizes, rows = in_calls(count), []
+        with self._busy, ThreadPoolExecutor(1, "gather") as ahead:
+            found, batches = self._batches(sizes[0], self.nb_updates)
+            for size, following in zip(sizes, [*sizes[1:], 0], strict=True):
+                next_up = ahead.submit(self._batches, following, self.nb_updates + size) if following else None
+                values = self._run_updates(*batches).numpy()
+                self._check_finite(values, found, size)
+                self.nb_updates += size
+                rows.append(values)
+                if next_up is not None:
+                    found, batches = next_up.result()
+        means = [float(value) for value in np.concatenate(rows).mean(0)]
         self.meters.updated(count, time.perf_counter() - began, self.own_metrics, means)
         return means
+
+    def _batches(self, count: int, before: int) -> tuple[Transitions, tuple[Any, ...]]:
+        """What was drawn for the `count` updates after the first `before`, and the same as `_update_many` takes it."""
+        found = self._store.draw(count * self.batch_size, self.n_step, self.gamma)
+        states, next_states = (self._fold(self._from_replay(x), count) for x in (found.state, found.next_state))
+        columns = [np.asarray(x, np.float32) for x in (found.action, found.reward, found.discount)]
+        action, reward, discount = self._fold(columns, count)
+        parts = (states, action, reward, next_states, discount, self._statistics)
+        tensors = tf.nest.map_structure(tf.convert_to_tensor, (*parts, np.int64(before)))
+        return found, (*tensors, *self._phase(count, before))
 
     def _run_updates(self, *batches: Any) -> Any:
         """The compiled call; without XLA, and saying so, where XLA cannot compile an operation of the user's model."""

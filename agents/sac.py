@@ -156,15 +156,15 @@ class SACAgent(OffPolicyAgent):
     def _critic_variables(self) -> list[Any]:
         return [variable for critic in self.critics for variable in critic.trainable_variables]
 
-    def _phase(self, count: int) -> tuple[Any, ...]:
-        return (self._noise(count),)
+    def _phase(self, count: int, before: int) -> tuple[Any, ...]:
+        return (tf.constant(self._noise(count, before)),)
 
-    def _noise(self, count: int) -> np.ndarray:
-        """Of the next `count` updates, (K, 2, B, A): for next and present actions.
+    def _noise(self, count: int, before: int) -> np.ndarray:
+        """Of the `count` updates after the first `before`, (K, 2, B, A): for next and present actions.
 
         A generator for each call needs no state in a checkpoint, and XLA's own is slow on a CPU.
         """
-        rng = np.random.default_rng([self._noise_seed, self.nb_updates])
+        rng = np.random.default_rng([self._noise_seed, before])
         return rng.standard_normal((count, 2, self.batch_size, self.nb_actions), np.float32)
 
     # Acting.

@@ -214,15 +214,16 @@ def test_a_hard_update_copies_at_every_nth_update_and_at_no_other(count):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-def test_eight_fused_updates_are_eight_single_ones_on_the_same_batches():
+@pytest.mark.parametrize("count", [8, 32 + 8 + 3])
+def test_fused_updates_are_as_many_single_ones_on_the_same_batches(count):
     settings = {"batch_size": 16, "metrics": ["mae"], "optimizer": keras.optimizers.Adam(0.01)}
     agents = [filled(linear_agent(memory=InOrder(999), **settings)) for _ in "ab"]
-    fused = agents[0].update(8)
-    single = np.mean([agents[1].update(1) for _ in range(8)], 0)
+    fused = agents[0].update(count)
+    single = np.mean([agents[1].update(1) for _ in range(count)], 0)
     np.testing.assert_allclose(fused, single, atol=1e-5)
     for one, other in zip(everything(agents[0]), everything(agents[1]), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
-    assert agents[0].nb_updates == agents[1].nb_updates == 8
+    assert agents[0].nb_updates == agents[1].nb_updates == count
 
 
 def test_a_pair_of_optimizers_goes_to_actor_and_critic_and_both_are_copies():

@@ -13,7 +13,7 @@ from learner_parts import AGENTS, Wander, annealed_noise, assert_same, ddpg, eve
 from rl.callbacks import Callback
 
 from agents import LocalPool, ReplayMemory
-from agents.learner import FUSED, Debt, Learner
+from agents.learner import FUSED, FUSED_LONG, LONGEST, Debt, Learner, in_calls, whole_calls
 from farmer import Farmer
 
 WARM_UP = 6
@@ -93,6 +93,21 @@ def test_the_debt_of_any_number_of_steps_is_exact(ratio):
     debt.steps = 30_000_000
     debt.paid += debt.owed
     assert debt.paid == round(30_000_000 * ratio)
+
+
+@pytest.mark.parametrize("owed", [0, 1, FUSED - 1, FUSED, FUSED + 1, FUSED_LONG, LONGEST - 1, LONGEST, 1000])
+def test_whole_calls_never_make_more_than_is_owed_nor_leave_a_call_unmade(owed):
+    count = whole_calls(owed)
+    assert count <= min(owed, LONGEST)
+    assert count % FUSED == 0
+    assert count == LONGEST or owed - count < FUSED
+
+
+@pytest.mark.parametrize("count", [1, 3, FUSED, 2 * FUSED, FUSED_LONG, FUSED_LONG + FUSED + 3, 128])
+def test_the_calls_make_all_updates_with_at_most_one_odd_length(count):
+    sizes = in_calls(count)
+    assert sum(sizes) == count
+    assert all(size in (FUSED, FUSED_LONG) for size in sizes[:-1])
 
 
 # The ratio.
