@@ -7,6 +7,9 @@ OSIM_PYTHON ?= $(PYTHON)
 VENV := .venv
 OSIM := .venv-osim
 OSIM_PINS := opensim==4.6 osim-rl==3.0.11 numpy==2.2.6 scipy==1.13.1 gym==0.26.2
+# Tests mostly wait for processes to start and end, so two at a time are nearly twice as fast; a file's run in one.
+JOBS ?= 2
+PYTEST := -m pytest -n $(JOBS) --dist loadfile
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -21,13 +24,13 @@ demo: $(VENV)/.made ## train DDPG on a pendulum through a local farm, about 3 mi
 	$(VENV)/bin/python train.py --env Pendulum-v1 --agent ddpg --episodes 75 --seed 1 --out runs/demo
 
 test: $(VENV)/.made $(OSIM)/.made interpreters ## set everything up and run all tests, OpenSim included
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python $(PYTEST)
 
 check: $(VENV)/.made ## format, lint, types and the fast tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -q -m "not slow and not osim" --timeout 60
+	$(VENV)/bin/python $(PYTEST) -q -m "not slow and not osim" --timeout 60
 
 format: $(VENV)/.made ## let ruff rewrite what it can
 	$(VENV)/bin/ruff format .
