@@ -85,6 +85,7 @@ class Slot:
     _ticket: int = 0
     _latest: int = 0  # the highest number that the holder has used; nothing up to it is begun any more
     _asked: int | None = None  # the host's number of the command under way
+    _broken: str | None = None  # why the episode that its holder believes to be running is over
     _stepping: bool = False  # that command is a step
     _held: tuple[int, bytes] | None = field(default=None, repr=False)  # a reset that waits for the worker
     _answer: Reply | None = field(default=None, repr=False)  # the last reply, for a host whose connection broke
@@ -136,6 +137,8 @@ class Slot:
             lived: seconds since its environment was built.
         """
         while_starting = self.state is State.STARTING
+        if self.state is State.READY:
+            self._broken = why
         self.state, self.pid, self.trouble = State.EMPTY, None, None if wanted else why
         if wanted and self._held is not None:
             return None
@@ -181,7 +184,7 @@ class Slot:
             self.ledger["crashed"] += kind == protocol.STEP
             return None, _lost(seq, "slot %d is busy with command %d" % (self.number, self._asked))
         if kind == protocol.RESET:
-            self._asked, self._stepping, self._answer = seq, False, None
+            self._asked, self._stepping, self._answer, self._broken = seq, False, None, None
             if self.state in (State.EMPTY, State.STARTING):
                 if self.failures or self.quarantined:
                     return None, self._lose(self.trouble or "the environment cannot be built")
@@ -192,7 +195,8 @@ class Slot:
             self._asked, self._stepping, self._answer = seq, True, None
             if self.state is not State.READY:
                 why = "no episode runs in slot %d" % self.number
-                return None, self._lose("%s: %s" % (why, self.trouble) if self.trouble else why)
+                trouble = self._broken or self.trouble
+                return None, self._lose("%s: %s" % (why, trouble) if trouble else why)
             return self._to_worker(kind, seq, body, State.STEPPING), None
         return None, _lost(seq, "a host may send reset, step and ask, not %s" % protocol.NAMES.get(kind, kind))
 
@@ -240,7 +244,7 @@ class Slot:
     def _forget(self) -> None:
         self.ledger["abandoned"] += self.under_way
         self._latest = 0
-        self._asked = self._held = self._answer = None
+        self._asked = self._held = self._answer = self._broken = None
 
 
 def _lost(seq: int, why: str, bucket: str = "crashed") -> Reply:

@@ -123,6 +123,7 @@ class Supervisor:
         self.about_spares = ""  # why so many, in words
         self._step_limit = {name: TimeLimit(self.limits.step, rules.ENOUGH_STEPS) for name in names}
         self._reset_limit = {name: TimeLimit(self.limits.reset, rules.ENOUGH_RESETS) for name in names}
+        self._fresh_memory: dict[str, int] = {}  # of the first worker of each environment when it stood
         self._workers: dict[int, WorkerProcess] = {}
         self._pace: dict[int, Pace] = {}
         self._replace_at_end: set[int] = set()  # slots whose worker is to go when its episode is over
@@ -160,6 +161,7 @@ class Supervisor:
         self._thread.start()
         try:
             self._wait_for_first(self.limits.start if limit is None else limit)
+            self._check_cap()
         except BaseException:
             self.stop("start failed")
             raise
@@ -181,6 +183,14 @@ class Supervisor:
                         log.info("waiting for %s to be built, up to %g s", name, limit)
                         said = now + 30.0
                     self._changed.wait(min(deadline, said) - now)
+
+    def _check_cap(self) -> None:
+        for name, memory in self._fresh_memory.items():
+            if self.limits.memory is not None and memory > self.limits.memory:
+                raise StartError(
+                    "%s takes %s as soon as it is built, and --memory allows %s\n  now: give it more"
+                    % (name, in_words(memory), in_words(self.limits.memory))
+                )
 
     def stop(self, reason: str) -> None:
         """Ends every worker: ask, then kill; within about 4 s, whatever they do."""
@@ -664,7 +674,7 @@ class Supervisor:
     def _decide_spares(self) -> None:
         """How many spares there are to be, once a worker of each environment stands and can be measured."""
         with self._lock:
-            needs = {w.env: w.rss() or 0 for w in self._workers.values() if w.ready is not None}
+            needs = self._fresh_memory
             missing = sum(needs.get(s.env, 0) for s in self.slots if s.state in (State.EMPTY, State.STARTING))
             available = tree.free_memory()[1]
             if self.limits.spares is None:
@@ -730,7 +740,9 @@ class Supervisor:
         if due == protocol.CONSTRUCT:
             if kind == protocol.READY:
                 worker.ready, worker.stood = body, time.monotonic()
-                self.ready.setdefault(worker.env, body)
+                if worker.env not in self.ready:
+                    self._fresh_memory[worker.env] = worker.rss() or 0
+                    self.ready[worker.env] = body
                 if worker.slot is not None:
                     self._stands(self.slots[worker.slot], worker)
                 else:
@@ -774,7 +786,7 @@ class Supervisor:
         limits = self.limits
         if limits.recycle_memory is not None or limits.memory_share is not None:
             now = time.monotonic()
-            if not worker.memory_when_fresh or now >= worker.weigh_at:
+            if limits.recycle_memory is not None or not worker.memory_when_fresh or now >= worker.weigh_at:
                 worker.memory, worker.weigh_at = tree.resident(worker.pid), now + WEIGH_EVERY
             worker.memory_when_fresh = worker.memory_when_fresh or worker.memory
         slow = over and self._pace[slot.number].episode_over()
