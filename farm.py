@@ -18,8 +18,10 @@ from typing import Any
 
 import simulators
 from farmhand.catalog import Catalog
+from farmhand.limits import FACTOR, FLOOR, SHARE, Limits, memory_share, parse_size
 from farmhand.service import FarmDaemon
 from farmhand.supervisor import Supervisor, check_python
+from farmhand.tree import free_memory
 from wire import codec
 from wire.errors import StartError
 
@@ -44,20 +46,78 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=PORT, metavar="P", help="(default: %(default)s; 0: any free one)")
     parser.add_argument("--log-dir", metavar="DIR", help="one log a slot (default: logs/farm-PORT)")
-    parser.add_argument(
-        "--start-timeout", type=float, default=120.0, metavar="S", help="for the first build of an environment"
-    )
+    _add_limits(parser)
     parser.add_argument(
         "--until-eof", action="store_true", help="stop when stdin closes, for a farm that another program starts"
     )
     args = parser.parse_args(argv)
     if args.slots < 1:
         parser.error("--slots must be at least 1, not %d" % args.slots)
-    if not args.start_timeout > 0:
-        parser.error("--start-timeout must be more than 0 seconds, not %g" % args.start_timeout)
+    for option in ("start_timeout", "reset_timeout", "step_timeout"):
+        if getattr(args, option) is not None and not getattr(args, option) > 0:
+            parser.error("--%s must be more than 0 seconds, not %g" % (option.replace("_", "-"), getattr(args, option)))
+    for option, least in (("recycle_resets", 1), ("recycle_steps", 1), ("spares", 0)):
+        if getattr(args, option) is not None and getattr(args, option) < least:
+            parser.error("--%s must be at least %d, not %d" % (option.replace("_", "-"), least, getattr(args, option)))
     if not 0 <= args.port <= 65535:
         parser.error("--port must be 0 to 65535, not %d" % args.port)
     return args
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    times = parser.add_argument_group(
+        "time limits, in seconds; what takes longer is ended, and its slot gets a new worker"
+    )
+    times.add_argument(
+        "--start-timeout", type=float, default=120.0, metavar="S", help="to build an environment (default: %(default)g)"
+    )
+    learnt = "(default: learnt, %g times its own p99, at least %g)" % (FACTOR, FLOOR)
+    times.add_argument("--reset-timeout", type=float, metavar="S", help="for a reset %s" % learnt)
+    times.add_argument(
+        "--step-timeout",
+        type=float,
+        metavar="S",
+        help="for one step; k times that when an action is repeated %s" % learnt,
+    )
+    ageing = parser.add_argument_group("replacing workers; at the end of an episode, but for --memory")
+    ageing.add_argument(
+        "--memory", type=_size, metavar="SIZE", help="as 2G: over it a worker is ended at once (default: none)"
+    )
+    ageing.add_argument(
+        "--recycle-memory",
+        type=_size,
+        metavar="SIZE",
+        help="over it a worker is replaced (default: its share of %d %%%% of this machine's, once it has also doubled)"
+        % (100 * SHARE),
+    )
+    ageing.add_argument("--recycle-resets", type=int, metavar="N", help="replace a worker after so many episodes")
+    ageing.add_argument("--recycle-steps", type=int, metavar="N", help="replace a worker after so many steps")
+    ageing.add_argument(
+        "--spares", type=int, metavar="N", help="workers in stock for each environment (default: 1 where memory allows)"
+    )
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def limits_of(args: argparse.Namespace) -> Limits:
+    """The limits of the command line, and those that follow from this machine."""
+    share = memory_share(free_memory()[0], args.slots) if args.recycle_memory is None else None
+    return Limits(
+        start=args.start_timeout,
+        reset=args.reset_timeout,
+        step=args.step_timeout,
+        memory=args.memory,
+        recycle_memory=args.recycle_memory,
+        memory_share=share,
+        recycle_resets=args.recycle_resets,
+        recycle_steps=args.recycle_steps,
+        spares=args.spares,
+    )
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -95,10 +155,11 @@ def run(args: argparse.Namespace, stop: threading.Event) -> None:
     version = check_python(args.python)
     daemon = FarmDaemon(args.host, args.port)
     port = int(daemon.locationStr.rpartition(":")[2])
-    supervisor = Supervisor(catalog, args.slots, args.python, args.log_dir or os.path.join("logs", "farm-%d" % port))
+    log_dir = args.log_dir or os.path.join("logs", "farm-%d" % port)
+    supervisor = Supervisor(catalog, args.slots, args.python, log_dir, limits_of(args))
     serving = threading.Thread(target=daemon.requestLoop, name="pyro", daemon=True)
     try:
-        supervisor.start(args.start_timeout)
+        supervisor.start()
         daemon.offer(supervisor)
         serving.start()
         say(supervisor, version, args.host, port)
@@ -128,6 +189,7 @@ def say(supervisor: Supervisor, version: str, host: str, port: int) -> None:
             "  %s: observation %s, action %s"
             % (name, _space(about["observation_space"]), _space(about["action_space"]))
         )
+    print("  %s" % supervisor.about_spares)
     where = host if port == PORT else "%s:%d" % (host, port)
     print("in farmlist.py: farmlist_base = [(%r, %d)]" % (where, len(supervisor.slots)))
     print("Ctrl-C stops it.", flush=True)

@@ -34,8 +34,8 @@ STOP_LIMIT = 5.0  # what a farm promises
 
 
 def farm_command(*env: str, slots: int = 2, port: int = 0, script: pathlib.Path = ROOT / "farm.py") -> list[str]:
-    """The command line of a farm."""
-    return [sys.executable, str(script), *env, "--slots", str(slots), "--port", str(port)]
+    """The command line of a farm; without spares, which tests that count workers would have to know of."""
+    return [sys.executable, str(script), *env, "--slots", str(slots), "--port", str(port), "--spares", "0"]
 
 
 class FarmProcess:
@@ -67,7 +67,9 @@ class FarmProcess:
     def wait_until_idle(self) -> None:
         """Until every slot has a worker whose environment stands."""
         poll_until(
-            lambda: all(row["state"] not in ("empty", "starting") for row in self.status()), START_LIMIT, "all slots"
+            lambda: all(row["state"] not in ("empty", "starting", "quarantined") for row in self.status()),
+            START_LIMIT,
+            "all slots",
         )
 
     @property
