@@ -36,7 +36,6 @@ OPTIONS = {
     "ControlMaster": "no",  # a process of its own: it ends when we end it, and its end is this tunnel's
     "ControlPath": "none",
     "ExitOnForwardFailure": "yes",
-    "ForkAfterAuthentication": "no",
     "PermitLocalCommand": "no",
     "ServerAliveCountMax": str(ALIVE[1]),
     "ServerAliveInterval": str(ALIVE[0]),

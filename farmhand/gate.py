@@ -57,16 +57,20 @@ class Refusals:
     """Tells of refused connections, a line a second at most: a stranger shall not fill the farm's log either."""
 
     def __init__(self) -> None:
-        self.count = 0
         self._untold = 0
+        self._last = ""
         self._next = 0.0
 
     def tell(self, who: Any, why: str) -> None:
-        self.count += 1
+        """Writes the line, or keeps it for the next round."""
         self._untold += 1
-        if time.monotonic() >= self._next:
-            more = ", and %d more since the last such line" % (self._untold - 1) if self._untold > 1 else ""
-            log.warning("a connection of %s was refused: %s%s", who, why, more)
+        self._last = "a connection of %s was refused: %s" % (who, why)
+        self.tell_rest()
+
+    def tell_rest(self) -> None:
+        """What was kept back, once its time has come."""
+        if self._untold and time.monotonic() >= self._next:
+            log.warning("%s%s", self._last, " (and %d more)" % (self._untold - 1) if self._untold > 1 else "")
             self._untold, self._next = 0, time.monotonic() + 1.0
 
 
@@ -130,6 +134,7 @@ class Gate(SocketServer_Threadpool):
             if now < newcomer.deadline:
                 break
             self._dismiss(newcomer, "it had proven nothing after %g s" % PROOF_LIMIT)
+        self.refusals.tell_rest()
 
     def _pause(self) -> float:
         oldest = next(iter(self._newcomers.values()), None)

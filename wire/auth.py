@@ -88,9 +88,11 @@ def load_key(path: str | os.PathLike[str]) -> bytes:
         ) from None
     except OSError as error:
         raise BadKey("cannot read the key file %s: %s" % (path, error.strerror or error)) from None
-    with os.fdopen(handle, "rb") as file:
-        _check_file(os.fstat(file.fileno()), path)
-        return _checked(file.read(LONGEST + 1), "the key file %s" % path)
+    try:
+        _check_file(os.fstat(handle), path)  # of what is open, not of what stands under the name by now
+        return _checked(os.read(handle, LONGEST + 1), "the key file %s" % path)
+    finally:
+        os.close(handle)
 
 
 def find_key(path: str | os.PathLike[str] | None) -> bytes | None:
