@@ -6,7 +6,6 @@ python farm.py Pendulum-v1 --slots 4
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import json
 import logging
 import os
@@ -19,11 +18,11 @@ from typing import Any
 import simulators
 from farmhand.catalog import Catalog
 from farmhand.limits import FACTOR, FLOOR, SHARE, Limits, memory_share, parse_size
-from farmhand.service import FarmDaemon
+from farmhand.service import FarmDaemon, check_host
 from farmhand.supervisor import Supervisor, check_python
 from farmhand.tree import free_memory
-from wire import codec
-from wire.errors import StartError
+from wire import auth, codec
+from wire.errors import BadKey, StartError
 
 PORT = 20099
 
@@ -36,21 +35,34 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         epilog="recipes that ship with this farm: " + ", ".join(sorted(simulators.RECIPES)),
     )
     parser.add_argument(
-        "env", nargs="+", metavar="ENV", help="a gymnasium id, a recipe, or module:factory from the working directory"
+        "env", nargs="*", metavar="ENV", help="a gymnasium id, a recipe, or module:factory from the working directory"
     )
     parser.add_argument(
         "--slots", type=int, default=os.cpu_count() or 1, metavar="N", help="environments (default: cores)"
     )
     parser.add_argument("--python", default=sys.executable, metavar="PATH", help="the simulator's Python, 2.7 to 3.13")
     parser.add_argument("--env-kwargs", type=_json_object, default={}, metavar="JSON", help="for every constructor")
-    parser.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: %(default)s)")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="H",
+        help="address to listen on (default: %(default)s; wider ones need a key)",
+    )
     parser.add_argument("--port", type=int, default=PORT, metavar="P", help="(default: %(default)s; 0: any free one)")
+    parser.add_argument(
+        "--key-file",
+        metavar="PATH",
+        help="hosts must have the same key (a file of mode 600; default: FARM_KEY, or no key)",
+    )
+    parser.add_argument("--new-key", metavar="PATH", help="write a new key there, and nothing else")
     parser.add_argument("--log-dir", metavar="DIR", help="one log a slot (default: logs/farm-PORT)")
     _add_limits(parser)
     parser.add_argument(
         "--until-eof", action="store_true", help="stop when stdin closes, for a farm that another program starts"
     )
     args = parser.parse_args(argv)
+    if not args.env and args.new_key is None:
+        parser.error("the following arguments are required: ENV")
     if args.slots < 1:
         parser.error("--slots must be at least 1, not %d" % args.slots)
     for option in ("start_timeout", "reset_timeout", "step_timeout"):
@@ -130,30 +142,14 @@ def _json_object(text: str) -> dict[str, Any]:
     return value
 
 
-def check_host(host: str) -> None:
-    """A farm runs what a caller sends it, so it stays on this machine unless callers prove themselves.
-
-    Raises:
-        StartError: the address is wider than loopback.
-    """
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise StartError(
-            "--host %s would let anyone on that network run this farm, and keys are not built yet\n"
-            "  now: leave it on 127.0.0.1 and, on the host, open a tunnel: ssh -N -L 20099:127.0.0.1:20099 user@slave"
-            % host
-        )
-
-
 def run(args: argparse.Namespace, stop: threading.Event) -> None:
     """Starts everything, in an order in which a failure leaves nothing behind, and serves until `stop` is set."""
-    check_host(args.host)
+    key = auth.find_key(args.key_file)
+    os.environ.pop(auth.VARIABLE, None)  # a simulator has no business with it
+    check_host(args.host, key is not None)
     catalog = Catalog(args.env, args.env_kwargs)
     version = check_python(args.python)
-    daemon = FarmDaemon(args.host, args.port)
+    daemon = FarmDaemon(args.host, args.port, key)
     port = int(daemon.locationStr.rpartition(":")[2])
     log_dir = args.log_dir or os.path.join("logs", "farm-%d" % port)
     supervisor = Supervisor(catalog, args.slots, args.python, log_dir, limits_of(args))
@@ -162,7 +158,7 @@ def run(args: argparse.Namespace, stop: threading.Event) -> None:
         supervisor.start()
         daemon.offer(supervisor)
         serving.start()
-        say(supervisor, version, args.host, port)
+        say(supervisor, version, args.host, port, key is not None)
         if args.until_eof:
             sys.stdin.read()
         else:
@@ -177,7 +173,7 @@ def run(args: argparse.Namespace, stop: threading.Event) -> None:
         daemon.close()
 
 
-def say(supervisor: Supervisor, version: str, host: str, port: int) -> None:
+def say(supervisor: Supervisor, version: str, host: str, port: int, has_key: bool) -> None:
     """What is offered, and the line to paste into farmlist.py."""
     print(
         "farm at %s:%d, %d slots, Python %s, logs in %s"
@@ -192,6 +188,8 @@ def say(supervisor: Supervisor, version: str, host: str, port: int) -> None:
     print("  %s" % supervisor.about_spares)
     where = host if port == PORT else "%s:%d" % (host, port)
     print("in farmlist.py: farmlist_base = [(%r, %d)]" % (where, len(supervisor.slots)))
+    if has_key:
+        print("hosts need its key: train.py --key-file PATH, or FARM_KEY in their environment")
     print("Ctrl-C stops it.", flush=True)
 
 
@@ -201,9 +199,26 @@ def _space(space: dict[str, Any] | None) -> str:
     return "%s %s" % (space["kind"], space.get("shape", space.get("n", ""))) if "kind" in space else str(space)
 
 
+def make_key(path: str) -> int:
+    """Writes a new key, and says what to do with it."""
+    try:
+        auth.new_key(path)
+    except BadKey as error:
+        print("farm.py: %s" % error, file=sys.stderr)
+        return 2
+    print(
+        "a new key is in %s\n"
+        "  copy it to the other machines (scp -p keeps its mode), and name it on both sides: --key-file %s"
+        % (path, path)
+    )
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 when stopped, 2 when it could not start."""
     args = parse(argv)
+    if args.new_key is not None:
+        return make_key(args.new_key)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
     stop = threading.Event()
 
@@ -219,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
         run(args, stop)
     except KeyboardInterrupt:
         print("farm stopped", file=sys.stderr)
-    except StartError as error:
+    except (StartError, BadKey) as error:
         print("farm.py: %s" % error, file=sys.stderr)
         return 2
     return 0

@@ -51,6 +51,8 @@ class Options:
     """Which agent learns: ddpg or sac."""
     farmlist: Path | None = None
     """The list of farms; ./farmlist.py by default. Without one a local farm is started."""
+    key_file: Path | None = None
+    """The farms' key, a file of mode 600; by default the key in FARM_KEY, or none."""
     slots: int | None = None
     """Environments at a time; all of the list by default, one a core on a local farm."""
     seed: int | None = None
@@ -110,6 +112,7 @@ class LocalFarm:
         ]
         command += ["--log-dir", str(folder / "logs")]
         command += ["--python", str(options.python)] if options.python else []
+        command += ["--key-file", str(options.key_file)] if options.key_file else []
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "farm.log"
         with open(self.log, "wb") as log:
@@ -260,7 +263,8 @@ class Session:
         else:
             farms = path
         try:
-            return Farmer(self.options.env, farms, slots=self.options.slots, seed=self.options.seed)
+            options = self.options
+            return Farmer(options.env, farms, slots=options.slots, seed=options.seed, key_file=options.key_file)
         except BaseException:
             if self.local is not None:
                 self.local.stop()

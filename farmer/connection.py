@@ -6,15 +6,28 @@ elsewhere.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 import time
 from typing import Any
 
 import Pyro4
 import Pyro4.errors
 
-from farmer.farmlist import FarmAddress
-from wire import protocol
-from wire.errors import FarmError, FarmLost, FarmTimeout, FarmUnreachable, ProtocolMismatch, from_wire
+from farmer.farmlist import FarmAddress, load_farmlist
+from farmer.tunnel import Tunnel
+from wire import auth, protocol
+from wire.errors import (
+    FarmError,
+    FarmLost,
+    FarmRefused,
+    FarmTimeout,
+    FarmUnreachable,
+    KeyRefused,
+    ProtocolMismatch,
+    from_wire,
+)
 
 CONNECT_LIMIT = 5.0  #: s for connecting and for the first answer
 ANSWER_LIMIT = 15.0  #: s without an answer, after which a farm counts as lost; more than the longest exchange
@@ -30,23 +43,31 @@ def _configure() -> None:
 class Connection:
     """One TCP connection to one farm. For one thread at a time."""
 
-    def __init__(self, address: FarmAddress):
-        """Connects and checks that a farm of our protocol answers.
+    def __init__(self, address: FarmAddress, key: bytes | None = None, tunnel: Tunnel | None = None):
+        """Connects, proves the key, and checks that a farm of our protocol answers.
+
+        Args:
+            address: of the farmlist.
+            key: the farm's, proven by both ends before anything else; None for a farm without one.
+            tunnel: the way to an ssh:// address; opened here when it is not open.
 
         Raises:
             FarmUnreachable: nothing answers there, or something that is no farm.
+            KeyRefused: the farm has another key, or one side has none.
             ProtocolMismatch: a farm of another version.
         """
-        _configure()
         self.address = address
-        self._proxy = Pyro4.Proxy("PYRO:farm@%s" % address)
-        self._proxy._pyroTimeout = CONNECT_LIMIT
+        self._key, self._tunnel = key, tunnel
         started = time.monotonic()
+        self._proxy = open_proxy("farm", address, key, tunnel)
         try:
             self.about = self.describe()
         except FarmError as error:
             self.close()
-            raise _unreachable(address, error.__cause__ or error, time.monotonic() - started) from None
+            cause = error.__cause__ or error
+            if auth.WANTS_KEY in str(cause):
+                raise _wants_key(address) from None
+            raise _unreachable(address, cause, time.monotonic() - started) from None
         if self.about.get("protocol") != protocol.VERSION:
             self.close()
             raise ProtocolMismatch(
@@ -54,6 +75,10 @@ class Connection:
                 % (address, self.about.get("protocol"), protocol.VERSION)
             )
         self._proxy._pyroTimeout = ANSWER_LIMIT
+
+    def another(self) -> Connection:
+        """One more connection to the same farm; errors as of the first."""
+        return Connection(self.address, self._key, self._tunnel)
 
     def describe(self) -> dict[str, Any]:
         """Protocol, identity, slots, free slots, environments with their spaces."""
@@ -91,14 +116,109 @@ class Connection:
         return answer
 
 
+def open_object(name: str, address: str, key_file: str | os.PathLike[str] | None = None) -> Pyro4.Proxy:
+    """One Pyro4 object of a farm with a key, for a script.
+
+    with open_object("slot-0", "127.0.0.1:20099", "farm.key") as slot: slot.reset(7)
+
+    Args:
+        name: `slot-3`, or `farm`.
+        address: as in farmlist.py, but for ssh://.
+        key_file: the farm's key; None takes FARM_KEY, or else no key at all.
+
+    Returns:
+        The proxy, to be closed by `with`. It is for this one connection: when that is lost, open another.
+
+    Raises:
+        BadKey, FarmUnreachable, KeyRefused: in words.
+    """
+    where = load_farmlist([(address, 1)])[0]
+    proxy = open_proxy(name, where, auth.find_key(key_file), None)
+    if proxy._pyroHmacKey is not None:
+        proxy._pyroTimeout = None  # a step may take its time
+    return proxy
+
+
+def open_proxy(name: str, address: FarmAddress, key: bytes | None, tunnel: Tunnel | None) -> Pyro4.Proxy:
+    """A proxy of an object of a farm: with a key proven and connected, without one it connects at its first call.
+
+    Raises:
+        FarmUnreachable, KeyRefused, FarmRefused: in words.
+    """
+    _configure()
+    path = tunnel.open() if tunnel is not None else None
+    if key is None:
+        proxy = Pyro4.Proxy("PYRO:%s@%s" % (name, address if path is None else "./u:" + path))
+        proxy._pyroTimeout = CONNECT_LIMIT
+        return proxy
+    started = time.monotonic()
+    sock = None
+    try:
+        sock = _connected(address, path)
+        session = auth.prove(sock, key, CONNECT_LIMIT)
+        return _Proven(name, sock, session)
+    except FarmRefused as error:
+        _close(sock)
+        raise type(error)("the farm at %s: %s" % (address, error)) from None
+    except OSError as error:
+        _close(sock)
+        raise _unreachable(address, error, time.monotonic() - started) from None
+
+
+def _connected(address: FarmAddress, path: str | None) -> socket.socket:
+    if path is None:
+        sock = socket.create_connection((address.host, address.port), CONNECT_LIMIT)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(CONNECT_LIMIT)
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _close(sock: socket.socket | None) -> None:
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            sock.close()
+
+
+class _Proven(Pyro4.Proxy):
+    """A proxy over a connection that has proven its key. Both ends sign all messages with a key of this connection."""
+
+    def __init__(self, name: str, sock: socket.socket, session: bytes):
+        super().__init__(name, connected_socket=sock)
+        self._pyroHmacKey = session
+        self._pyroTimeout = CONNECT_LIMIT
+        self._pyroConnection.keep_open = False  # it is ours to close, and after an error it must be
+
+    def _pyroGetMetadata(self, objectId: str | None = None, known_metadata: Any = None) -> None:
+        # Pyro4 asks for this already while it is made, when it cannot sign yet; a script's first call asks again.
+        if self._pyroHmacKey is not None:
+            super()._pyroGetMetadata(objectId, known_metadata)
+
+
 #: What comes from something that listens, but does not speak as a farm does.
 _NO_FARM = (Pyro4.errors.ProtocolError, Pyro4.errors.DaemonError, Pyro4.errors.ConnectionClosedError)
 
 
+def _wants_key(address: FarmAddress) -> KeyRefused:
+    return KeyRefused(
+        "the farm at %s wants a key, and this host has none\n"
+        "  now: copy the farm's key file here and name it: train.py --key-file PATH, Farmer(key_file=PATH), or FARM_KEY"
+        % address
+    )
+
+
 def _unreachable(address: FarmAddress, cause: BaseException, waited: float) -> FarmUnreachable:
-    if isinstance(cause, _NO_FARM) or "magic" in str(cause):
+    if address.ssh is not None:
+        likely = "the tunnel stands, but farm.py is not running on that machine, or on another port (%s)" % cause
+    elif isinstance(cause, _NO_FARM) or "magic" in str(cause):
         likely = "something listens there that is no farm (or a farm of another Pyro version): %s" % cause
-    elif isinstance(cause, Pyro4.errors.TimeoutError):
+    elif isinstance(cause, (Pyro4.errors.TimeoutError, TimeoutError)):
         likely = "the machine is off, a firewall swallows the port, or the farm hangs"
     elif "getaddrinfo" in str(cause) or "Name or service" in str(cause):
         likely = "no machine of that name is known here"

@@ -39,6 +39,7 @@ class Courier:
         on_lost: Callable[[FarmError], None],
     ):
         self.address = connection.address
+        self._another = connection.another
         self.lease = lease
         self._poll_line: Connection | None = connection
         self._send_line: Connection | None = None
@@ -110,7 +111,7 @@ class Courier:
             self._closed = True
             self._state.notify_all()
         try:
-            line = Connection(self.address)
+            line = self._another()
             line.release(self.lease)  # which also ends the poller's wait at the farm
             line.close()
         except FarmError:
@@ -169,7 +170,7 @@ class Courier:
                 commands, self._queue = self._queue, []
             try:
                 if self._send_line is None:
-                    self._send_line = Connection(self.address)
+                    self._send_line = self._another()
                 self._take(self._send_line.exchange(self.lease, commands, 0.0))
             except FarmError:
                 with self._state:
@@ -197,7 +198,7 @@ class Courier:
         deadline = time.monotonic() + RECOVER_LIMIT
         while True:
             try:
-                return Connection(self.address)
+                return self._another()
             except FarmError:
                 with self._state:
                     if time.monotonic() >= deadline or self._state.wait_for(lambda: self._closed, 0.5):

@@ -25,7 +25,8 @@ from farmer.connection import Connection
 from farmer.courier import Courier, Reply
 from farmer.farmlist import FarmAddress, load_farmlist
 from farmer.spaces import build_space
-from wire import codec, protocol
+from farmer.tunnel import Tunnel
+from wire import auth, codec, protocol
 from wire.errors import (
     BadAction,
     BadSlot,
@@ -121,6 +122,7 @@ class _Farm:
     trouble: str | None = None
     next_try: float = 0.0
     leaving: bool = False
+    tunnel: Tunnel | None = None
     by_far: dict[int, _Place] = field(default_factory=dict)
     ledger: Counter[str] = field(default_factory=Counter)
 
@@ -137,6 +139,7 @@ class Farmer:
         farmlist: str | os.PathLike[str] | Iterable[Any] = "farmlist.py",
         slots: int | None = None,
         seed: int | None = None,
+        key_file: str | os.PathLike[str] | None = None,
     ):
         """Leases the slots.
 
@@ -145,8 +148,10 @@ class Farmer:
             farmlist: path of a farmlist.py, or pairs of (address, slots).
             slots: how many environments in all, dealt in proportion to the farms' slots; None takes all of the list.
             seed: of the episodes' seeds; None leaves them to the environments.
+            key_file: the key of these farms; None takes FARM_KEY, or no key where that is not set either.
 
         Raises:
+            BadKey: the key file cannot be used.
             FarmlistError: the list is missing or wrong.
             FarmUnreachable: no farm of the list answered.
             FarmRefused: a farm does not offer `env`, or has fewer slots than the list wants.
@@ -154,6 +159,7 @@ class Farmer:
         self.env = env
         self._source = farmlist if isinstance(farmlist, (str, os.PathLike)) else list(farmlist)
         self._slots = slots
+        self._key = auth.find_key(key_file)
         self._seeds = None if seed is None else np.random.default_rng(seed)
         self._lock = threading.RLock()
         self._arrived = threading.Condition(self._lock)
@@ -353,6 +359,8 @@ class Farmer:
             courier, farm.courier = farm.courier, None
             if courier is not None:
                 courier.close()
+            if farm.tunnel is not None:
+                farm.tunnel.close()
         with self._lock:  # not before the slots of the changed ones are free again
             self._farms += [_Farm(address, address.slots) for address in addresses if address not in known]
         self._retry()
@@ -371,6 +379,9 @@ class Farmer:
             courier.close()
         if self._keeper.ident is not None:
             self._keeper.join(10.0)
+        for farm in self._farms:
+            if farm.tunnel is not None:
+                farm.tunnel.close()
 
     def __enter__(self) -> Farmer:
         return self
@@ -391,7 +402,7 @@ class Farmer:
                 farm = _Farm(address)
                 self._farms.append(farm)
                 try:
-                    lines[address] = Connection(address)
+                    lines[address] = self._connect(farm)
                 except FarmUnreachable as error:
                     farm.trouble = str(error)
                     farm.next_try = time.monotonic() + RETRY
@@ -403,6 +414,11 @@ class Farmer:
         finally:
             for line in lines.values():
                 line.close()
+
+    def _connect(self, farm: _Farm) -> Connection:
+        if farm.address.ssh is not None and farm.tunnel is None:
+            farm.tunnel = Tunnel(farm.address)
+        return Connection(farm.address, self._key, farm.tunnel)
 
     def _plan(self, lines: dict[FarmAddress, Connection], troubles: list[str]) -> None:
         if not lines:
@@ -506,7 +522,7 @@ class Farmer:
                     continue
                 farm.next_try = time.monotonic() + RETRY
             try:
-                self._join(farm, Connection(farm.address))
+                self._join(farm, self._connect(farm))
                 log.info("%s is there: %d slots", farm.address, farm.wanted)
             except FarmError as error:
                 farm.trouble = str(error)

@@ -2,12 +2,14 @@
 
 FarmError                    anything this project raises on purpose
 |-- FarmlistError            farmlist.py is missing, broken or of the wrong shape (file and line)
+|-- BadKey                   a key file (or FARM_KEY) that is missing, open to others, or holds no key
 |-- FarmUnreachable          no farm answered at an address
 |-- FarmTimeout              nothing came in time
 |-- FarmLost                 a farm that had answered is gone; its episodes end as truncated
 |-- ProtocolMismatch         farm and host speak different versions of the protocol
 |-- FarmRefused              a farm answered, and said no
 |   |-- NoSuchEnvironment    not in the farm's catalog (with close names)
+|   |-- KeyRefused           its key is another one, or one side has none
 |   |-- NoFreeSlot           more slots were asked for than are free
 |   `-- LeaseLost            the lease is unknown to the farm: freed, or of another host
 |-- NothingSent              `recv` was called with no command under way
@@ -25,6 +27,10 @@ class FarmError(Exception):
 
 class FarmlistError(FarmError):
     """farmlist.py is missing, broken or of the wrong shape; the text names file and line."""
+
+
+class BadKey(FarmError):
+    """A key file (or FARM_KEY) that is missing, not ours, open to others, or holds no key; nothing was sent."""
 
 
 class FarmUnreachable(FarmError):
@@ -49,6 +55,10 @@ class FarmRefused(FarmError):
 
 class NoSuchEnvironment(FarmRefused):
     """The environment is not in the farm's catalog."""
+
+
+class KeyRefused(FarmRefused):
+    """Host and farm have different keys, or only one of them has any; nothing was executed."""
 
 
 class NoFreeSlot(FarmRefused):

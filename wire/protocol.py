@@ -23,7 +23,7 @@ This file runs unchanged on Python 2.7 to 3.13, with nothing but the standard li
 
 import struct
 
-VERSION = 2  #: a host and a farm work together only when this number is the same on both sides
+VERSION = 3  #: a host and a farm work together only when this number is the same on both sides
 
 # Commands.
 CONSTRUCT = 1
