@@ -111,6 +111,7 @@ class Recorder:
         self._python = python
         self._keep, self._most = keep, most_bytes
         self._episodes: dict[int, _Episode] = {}
+        self.answered: dict[int, int] = {}  # the ticket of each worker's last reply
         self._waiting: queue.Queue[tuple[Path, dict[str, Any], bytes, list[bytes]] | None] = queue.Queue(WAITING)
         self._writer: threading.Thread | None = None
 
@@ -157,7 +158,11 @@ class Recorder:
             A line for `why` that names the file; empty when there is none.
         """
         episode = self._episodes.pop(slot.number, None)
-        if episode is not None and episode.before is not None and worker.answered < episode.before.latest():
+        if (
+            episode is not None
+            and episode.before is not None
+            and self.answered.get(slot.number, 0) < episode.before.latest()
+        ):
             episode = episode.before
         building = slot.state is State.STARTING
         if building and slot.failures:
@@ -232,7 +237,7 @@ class Recorder:
             self._writer = threading.Thread(target=self._write_all, name="black box", daemon=True)
             self._writer.start()
         try:
-            self._waiting.put_nowait((path, about, worker.written(LOG_SIZE), frames))
+            self._waiting.put_nowait((path, about, _log_of(worker), frames))
         except queue.Full:
             log.warning("no black box of slot %d: %d of them wait for a slow disk already", slot.number, WAITING)
             return None
@@ -273,6 +278,12 @@ class Recorder:
             raise
         for old in sorted(self.folder.glob("*-slot-*.zip"))[: -self._keep]:
             old.unlink(missing_ok=True)
+
+
+def _log_of(worker: WorkerProcess) -> bytes:
+    with open(worker.log, "rb") as said:
+        said.seek(max(worker._log_start, said.seek(0, os.SEEK_END) - LOG_SIZE))
+        return said.read(LOG_SIZE)
 
 
 def _seed_and_options(reset: bytes) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import os
 import selectors
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,6 @@ WIRE = Path(codec.__file__).resolve().parent
 
 PIPE_SIZE = 1 << 20  #: bytes; a frame of pixels then passes in one read
 READ_SIZE = 1 << 16
-
-#: As in `worker/__main__.py`, which this process never imports.
-TRACE_SIGNAL = getattr(signal, "SIGRTMAX", signal.SIGKILL)
 
 #: A farm runs one simulator per core; math libraries that start a thread per core each would fight over them.
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -43,7 +39,6 @@ class WorkerProcess:
         self.slot = slot
         self.log = log
         self.watched: selectors.BaseSelector | None = None  # which selector has its replies read
-        self.answered = 0  # the ticket of its last reply
         self.fault: str | None = None  # why the environment could not be built, said by the worker itself
         self._out = bytearray()
         self._frames = protocol.FrameReader()
@@ -148,28 +143,11 @@ class WorkerProcess:
         tail = self.tail()
         return "%s; its log: %s%s" % (said, self.log, "\n  " + "\n  ".join(tail) if tail else "")
 
-    def trace(self, limit: float = 0.03) -> None:
-        """Has a worker that is to be ended write to its log where it is, in each thread; waits `limit` s for that.
-
-        Its handler runs in C, also where a simulator blocks or holds the interpreter's lock. Python 2 has none: there
-        the signal ends the process, which is what comes next anyway.
-        """
-        before = self.log.stat().st_size
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, TRACE_SIGNAL)
-        deadline = time.monotonic() + limit
-        while self.log.stat().st_size == before and self.popen.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.001)
-
     def tail(self, lines: int = 6) -> list[str]:
         """The last lines that this worker wrote to its log."""
-        return self.written(4096).decode("utf-8", "replace").splitlines()[-lines:]
-
-    def written(self, most: int) -> bytes:
-        """The last bytes that this worker wrote to its log, at most so many."""
         with open(self.log, "rb") as log:
-            log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - most))
-            return log.read(most)
+            log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - 4096))
+            return log.read().decode("utf-8", "replace").splitlines()[-lines:]
 
 
 def _widen(pipe: int) -> None:

@@ -12,8 +12,11 @@ not at all; 2 it cannot be played: the file, the interpreter or the environment 
 from __future__ import annotations
 
 import argparse
-import selectors
+import contextlib
+import os
+import select
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +27,7 @@ from typing import Any
 import simulators
 from farmhand.blackbox import BlackBox, load
 from farmhand.catalog import Catalog
-from farmhand.process import WorkerProcess
+from farmhand.process import ONE_THREAD, WIRE, WORKER
 from farmhand.supervisor import check_python
 from wire import codec, protocol
 from wire.errors import BlackBoxError, FarmError
@@ -100,52 +103,80 @@ def play(box: BlackBox, python: str, limit: float, to: int | None, log: Path) ->
     Returns:
         (its end, or None where it goes well to the last step; what the last command returned).
     """
-    frames = [("the reset", box.reset)] if box.reset is not None else []
+    frames = [("the construction", protocol.pack(protocol.CONSTRUCT, 0, codec.encode(_order_here(box.order))))]
+    frames += [("the reset", box.reset)] if box.reset is not None else []
     frames += [("step %d" % number, frame) for number, frame in enumerate(box.steps, 1)]
-    worker = WorkerProcess(python, _order_here(box.order), int(box.about["slot"]), log)
-    try:
-        end, value = _answer(worker, "the construction", limit)
-        for at, frame in frames if to is None else frames[: to + 1]:
-            if end is not None:
+    end = value = None
+    with _Worker(python, log) as worker:
+        for at, frame in frames if to is None else frames[: to + 2]:
+            what, value = worker.ask(frame, limit)
+            if what is not None:
+                end = End(at, what)
                 break
-            worker.write(frame)
-            end, value = _answer(worker, at, limit)
-        return end, value
-    finally:
-        if worker.popen.poll() is None:
-            worker.end()
+    return end, value
 
 
-def _answer(worker: WorkerProcess, at: str, limit: float) -> tuple[End | None, Any]:
-    deadline = time.monotonic() + limit
-    with selectors.DefaultSelector() as selector:
-        selector.register(worker.stdout, selectors.EVENT_READ)
+class _Worker:
+    """A worker that is given one frame at a time, without a farm: nothing else waits here, so a thread may block."""
+
+    def __init__(self, python: str, log: Path):
+        self._frames = protocol.FrameReader()
+        with open(log, "ab") as stderr:
+            self._popen = subprocess.Popen(
+                [python, str(WORKER), "--wire", str(WIRE)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=dict(dict.fromkeys(ONE_THREAD, "1"), **os.environ),
+                start_new_session=True,
+                bufsize=0,
+            )
+
+    def __enter__(self) -> _Worker:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._popen.pid, signal.SIGKILL)
+        with self._popen:
+            pass
+
+    def ask(self, frame: bytes, limit: float) -> tuple[str | None, Any]:
+        """Gives it a command: (how it ended, or None where it lives on, and its answer, if it gave one)."""
+        assert self._popen.stdin is not None
+        assert self._popen.stdout is not None
+        # It reads whatever comes, unless it is dead or busy with the command before, which was answered.
+        with contextlib.suppress(BrokenPipeError):
+            self._popen.stdin.write(frame)
+        deadline = time.monotonic() + limit
         while True:
-            if not worker.flush():  # a large command goes in pieces
-                selector.register(worker.stdin, selectors.EVENT_WRITE)
-            events = selector.select(max(0.0, deadline - time.monotonic()))
-            if worker.stdin in selector.get_map():
-                selector.unregister(worker.stdin)
-            if not events:
-                worker.trace()
-                worker.end()
-                return End(at, "no answer"), None
-            if not any(key.fd == worker.stdout for key, _ in events):
-                continue
+            left = max(0.0, deadline - time.monotonic())
+            if not select.select([self._popen.stdout], [], [], left)[0]:
+                return self._hangs(), None
+            data = os.read(self._popen.stdout.fileno(), 1 << 16)
+            if not data:
+                return self._ended(), None
             try:
-                frames = worker.read()
+                frames = self._frames.feed(data)
             except protocol.FrameError:
-                worker.end()
-                return End(at, "ended by the farm"), None
-            if frames is None:
-                worker.end(1.0)
-                code = worker.popen.returncode
-                return End(at, "killed by %s" % _signal_name(-code) if code < 0 else "exit code %d" % code), None
+                return "something else came through its pipe", None
             for kind, _, _, body in frames:
                 value = codec.decode(body)
-                if kind == protocol.FAULT:
-                    return End(at, "a fault, %s" % value["type"]), value
-                return None, value
+                return "a fault, %s" % value["type"] if kind == protocol.FAULT else None, value
+
+    def _hangs(self) -> str:
+        """Has it write where it hangs, which ends it."""
+        os.kill(self._popen.pid, signal.SIGABRT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(1.0)
+        return "no answer"
+
+    def _ended(self) -> str:
+        try:
+            code = self._popen.wait(2.0)
+        except subprocess.TimeoutExpired:
+            return "it closed its pipe"
+        return "killed by %s" % _signal_name(-code) if code < 0 else "exit code %d" % code
 
 
 def _order_here(order: dict[str, Any]) -> dict[str, Any]:

@@ -124,6 +124,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._bell = _Bell()
         self._stopping = False
+        self._loop_over, self._all_ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
     # The farm's own life.
@@ -179,7 +180,7 @@ class Supervisor:
                 self._free(lease, reason)
         self._bell.ring()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._loop_over.wait()
         with self._lock:  # a call that was under way may have ended one of them, and now leaves the others alone
             workers = list(self._workers.values())
             self._workers.clear()
@@ -188,6 +189,9 @@ class Supervisor:
             worker.ask_to_end()
         for worker in workers:
             worker.end(max(0.0, deadline - time.monotonic()))
+        self._all_ended.set()
+        if self._thread.ident is not None:
+            self._thread.join()
         self._selector.close()
         self._bell.close()
         self._recorder.close()
@@ -378,6 +382,13 @@ class Supervisor:
     # The loop: the only thread that starts, reads and ends workers (but for `stop`, after the loop).
 
     def _run(self) -> None:
+        try:
+            self._loop()
+        finally:
+            self._loop_over.set()
+            self._all_ended.wait()  # the kernel ends workers with the thread that started them (worker/__main__.py)
+
+    def _loop(self) -> None:
         while not self._stopping:
             with self._lock:
                 pause = self._tend()
@@ -448,7 +459,7 @@ class Supervisor:
             self._end_worker(worker.slot, None)
 
     def _reply(self, slot: Slot, worker: WorkerProcess, kind: int, flags: int, ticket: int, body: bytes) -> None:
-        worker.answered = ticket
+        self._recorder.answered[slot.number] = ticket
         if kind == protocol.READY:
             self.ready.setdefault(slot.env, body)
             for frame in slot.constructed():
@@ -476,8 +487,6 @@ class Supervisor:
         for watched in (worker.stdin, worker.pidfd):
             if watched is not None and watched in self._selector.get_map():
                 self._selector.unregister(watched)
-        if why is not None and not wanted:
-            worker.trace()
         slot, obituary = self.slots[number], worker.end(0.3 if why is None else 0.0)
         box = ""
         if not wanted and slot.env in self.ready:  # before that, the environment never stood

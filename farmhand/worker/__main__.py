@@ -23,8 +23,6 @@ EXIT_CONSTRUCT = 3
 EXIT_NUMPY = 4
 EXIT_FRAME = 5
 EXIT_PIPE = 6
-#: Makes the process write to its log where it is, if its Python can: a signal that no simulator is known to use.
-TRACE_SIGNAL = getattr(signal, "SIGRTMAX", None)
 CLOSE_LIMIT = 5.0  #: seconds an environment may take to close once the farm is gone
 OWN_MODULES = ("adapt", "build", "check", "describe", "host", "codec", "protocol")
 
@@ -242,12 +240,10 @@ def main(arguments):
     commands, replies = take_pipes()
     try:
         import faulthandler
+
+        faulthandler.enable()
     except ImportError:  # Python 2
         pass
-    else:
-        faulthandler.enable()
-        if TRACE_SIGNAL is not None:  # the farm asks where it hangs before it ends it
-            faulthandler.register(TRACE_SIGNAL, all_threads=True)
     import_own(os.path.abspath(arguments[1]))
     die_with_farm(parent)
     del sys.argv[1:]  # a simulator that reads its command line must not find ours

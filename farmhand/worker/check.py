@@ -76,7 +76,7 @@ def reward(value):
     else:
         number = _one_number(value)
     if not -LARGEST <= number <= LARGEST:  # NaN neither
-        raise InvalidReward("step returned a reward of %r, which is no finite number" % (value,))
+        raise InvalidReward("step returned a reward of %s, which is no finite number" % (value,))
     return float(number)
 
 
