@@ -23,6 +23,7 @@ import os
 import platform
 import queue
 import socket
+import struct
 import threading
 import time
 import zipfile
@@ -281,9 +282,12 @@ class Recorder:
 
 
 def _log_of(worker: WorkerProcess) -> bytes:
-    with open(worker.log, "rb") as said:
-        said.seek(max(worker._log_start, said.seek(0, os.SEEK_END) - LOG_SIZE))
-        return said.read(LOG_SIZE)
+    try:
+        with open(worker.log, "rb") as said:
+            said.seek(max(worker._log_start, said.seek(0, os.SEEK_END) - LOG_SIZE))
+            return said.read(LOG_SIZE)
+    except OSError as error:
+        return ("its log %s cannot be read: %s" % (worker.log, error)).encode()
 
 
 def _seed_and_options(reset: bytes) -> dict[str, Any]:
@@ -329,7 +333,7 @@ def load(path: str | Path) -> BlackBox:
         raise BlackBoxError("%s cannot be read: %s" % (path, error.strerror or error)) from None
     except KeyError as error:
         raise BlackBoxError("%s is no black box: %s" % (path, error.args[0])) from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError) as error:
         raise BlackBoxError("%s is no black box, or a damaged one: %s" % (path, error)) from None
     if not isinstance(about, dict) or not isinstance(about.get("format"), int):
         raise BlackBoxError("%s is no black box: its about.json does not say which format it has" % path)

@@ -71,7 +71,7 @@ def reward(value):
     Raises:
         InvalidReward: it is not one number, not finite, or more than float32 can hold.
     """
-    if isinstance(value, float) or type(value) in _INTS:
+    if isinstance(value, (float, numpy.floating)) or type(value) in _INTS:
         number = value
     else:
         number = _one_number(value)
