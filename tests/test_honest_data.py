@@ -290,7 +290,6 @@ REAL = [
     "Pendulum-v1",
     "FrozenLake-v1",
     "Blackjack-v1",
-    "Taxi-v3",
 ]
 
 
