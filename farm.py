@@ -56,6 +56,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--new-key", metavar="PATH", help="write a new key there, and nothing else")
     parser.add_argument("--log-dir", metavar="DIR", help="one log a slot (default: logs/farm-PORT)")
+    parser.add_argument(
+        "--black-box",
+        metavar="DIR",
+        help="files of episodes that ended badly, to play again (default: inside the logs)",
+    )
+    parser.add_argument(
+        "--check-bounds",
+        choices=["on", "off"],
+        default="on",
+        help="refuse observations and actions outside their declared bounds; NaN, Inf and wrong shapes always are",
+    )
     _add_limits(parser)
     parser.add_argument(
         "--until-eof", action="store_true", help="stop when stdin closes, for a farm that another program starts"
@@ -147,12 +158,12 @@ def run(args: argparse.Namespace, stop: threading.Event) -> None:
     key = auth.find_key(args.key_file)
     os.environ.pop(auth.VARIABLE, None)  # a simulator has no business with it
     check_host(args.host, key is not None)
-    catalog = Catalog(args.env, args.env_kwargs)
+    catalog = Catalog(args.env, args.env_kwargs, check_bounds=args.check_bounds == "on")
     version = check_python(args.python)
     daemon = FarmDaemon(args.host, args.port, key)
     port = int(daemon.locationStr.rpartition(":")[2])
     log_dir = args.log_dir or os.path.join("logs", "farm-%d" % port)
-    supervisor = Supervisor(catalog, args.slots, args.python, log_dir, limits_of(args))
+    supervisor = Supervisor(catalog, args.slots, args.python, log_dir, limits_of(args), args.black_box)
     serving = threading.Thread(target=daemon.requestLoop, name="pyro", daemon=True)
     try:
         supervisor.start()

@@ -24,6 +24,7 @@ from typing import Any
 
 from farmhand import limits as rules
 from farmhand import tree
+from farmhand.blackbox import Recorder
 from farmhand.catalog import Catalog, close_names
 from farmhand.limits import Limits, Pace, TimeLimit, in_words
 from farmhand.peek import repeat_of, seconds_of
@@ -102,8 +103,16 @@ class Supervisor:
         python: str = sys.executable,
         log_dir: str | Path = "logs",
         limits: Limits | None = None,
+        black_box: str | Path | None = None,
     ):
         """Starts nothing yet.
+
+        Args:
+            catalog: what is offered.
+            slots: how many environments at a time.
+            python: the workers' interpreter.
+            log_dir: for a log a slot.
+            black_box: for the files of episodes that ended badly; None is a folder in `log_dir`.
 
         Raises:
             StartError: fewer slots than environments.
@@ -115,6 +124,7 @@ class Supervisor:
         self.catalog = catalog
         self.python = python
         self.log_dir = Path(log_dir)
+        self._recorder = Recorder(Path(black_box or self.log_dir / "black-box"), python)
         names = catalog.names
         self.slots = [Slot(number, names[number % len(names)]) for number in range(slots)]
         self.ready: dict[str, bytes] = {}  # the READY body of each environment that has been built once
@@ -140,6 +150,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._bell = _Bell()
         self._stopping = False
+        self._loop_over, self._all_ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
     # The farm's own life.
@@ -202,7 +213,7 @@ class Supervisor:
                 self._free(lease, reason)
         self._bell.ring()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._loop_over.wait()
         with self._lock:  # a call that was under way may have ended one of them, and now leaves the others alone
             workers = self._everyone()
             self._workers.clear()
@@ -212,9 +223,13 @@ class Supervisor:
             worker.ask_to_end()
         for worker in workers + self._leaving:
             worker.end(max(0.0, deadline - time.monotonic()))
+        self._all_ended.set()
+        if self._thread.ident is not None:
+            self._thread.join()
         tree.sweep({worker.mark for worker in workers + self._leaving} | self._to_sweep)
         self._selector.close()
         self._bell.close()
+        self._recorder.close()
 
     # What a host may ask for. Any thread.
 
@@ -405,6 +420,7 @@ class Supervisor:
         else:
             rebuild = self.limits.start if worker.rebuilds else 0.0
             worker.begin(kind, self._reset_limit[slot.env].seconds + rebuild)
+        self._recorder.command(slot.number, frame)
         if not worker.write(frame):
             self._bell.ring()  # the loop writes the rest as the pipe drains
 
@@ -449,6 +465,13 @@ class Supervisor:
     # The loop: the only thread that starts and buries workers and enforces limits (but for `stop`, after the loop).
 
     def _run(self) -> None:
+        try:
+            self._loop()
+        finally:
+            self._loop_over.set()
+            self._all_ended.wait()  # the kernel ends workers with the thread that started them (worker/__main__.py)
+
+    def _loop(self) -> None:
         while not self._stopping:
             with self._lock:
                 pause = self._tend()
@@ -753,6 +776,9 @@ class Supervisor:
             return
         if worker.slot is not None:
             slot = self.slots[worker.slot]
+            self._recorder.answered[slot.number] = ticket
+            if kind == protocol.FAULT:
+                body = self._recorder.faulted(slot, worker, ticket, body, self.catalog.order(slot.env))
             reply = slot.replied(kind, flags, ticket, body)
             self._deliver(slot, reply)
             self._measure(slot, worker, kind, flags, seconds_of(body) / repeat)
@@ -803,6 +829,7 @@ class Supervisor:
             in_words(worker.memory or worker.rss() or 0),
         )
         self._dismiss(worker)
+        self._recorder.forget(slot.number)
         slot.recycle(reason)
         if not self._adopt(slot):
             self._bell.ring()
@@ -834,18 +861,22 @@ class Supervisor:
         obituary = worker.kill()
         self._leaving.append(worker)
         if worker.slot is not None:
-            lived = time.monotonic() - worker.stood
-            self._buried(self.slots[worker.slot], why or obituary, bucket, lived)
+            slot, lived = self.slots[worker.slot], time.monotonic() - worker.stood
+            box = ""
+            if slot.env in self.ready:  # before that, the environment never stood
+                order = self.catalog.order(slot.env)
+                box = self._recorder.ended(slot, worker, why or obituary, order, bucket, by_farm=why is not None)
+            self._buried(slot, why or obituary, bucket, lived, box)
         elif worker.ready is None:
             self._spare_failed(worker.env, why or obituary)
         else:
             log.warning("%s; a new one is started", why or obituary)
             self._bell.ring()
 
-    def _buried(self, slot: Slot, why: str, bucket: str = "crashed", lived: float = 0.0) -> None:
+    def _buried(self, slot: Slot, why: str, bucket: str = "crashed", lived: float = 0.0, box: str = "") -> None:
         made = slot.steps
         starting = slot.state is State.STARTING
-        reply = slot.died(why if starting else "%s (after %d steps)" % (why, made), bucket, lived=lived)
+        reply = slot.died((why if starting else "%s (after %d steps)" % (why, made)) + box, bucket, lived=lived)
         pause = rules.back_off(slot.failed)
         self._not_before[slot.number] = time.monotonic() + pause
         self._deliver(slot, reply)
