@@ -14,10 +14,10 @@ import Pyro4.errors
 
 from farmer.farmlist import FarmAddress
 from wire import protocol
-from wire.errors import FarmError, FarmLost, FarmTimeout, FarmUnreachable, ProtocolMismatch, from_wire
+from wire.errors import FarmError, FarmLost, FarmTimeout, FarmUnreachable, MessageDamaged, ProtocolMismatch, from_wire
 
-CONNECT_LIMIT = 5.0  #: s for connecting and for the first answer
-ANSWER_LIMIT = 15.0  #: s without an answer, after which a farm counts as lost; more than the longest exchange
+CONNECT_LIMIT = 5.0  #: s for connecting and for the first answer, unless the caller says otherwise
+ANSWER_LIMIT = 3.0  #: s without an answer, after which a call fails; an exchange may wait for longer by its `wait`
 
 
 def _configure() -> None:
@@ -30,8 +30,12 @@ def _configure() -> None:
 class Connection:
     """One TCP connection to one farm. For one thread at a time."""
 
-    def __init__(self, address: FarmAddress):
+    def __init__(self, address: FarmAddress, limit: float | None = None):
         """Connects and checks that a farm of our protocol answers.
+
+        Args:
+            address: where.
+            limit: seconds for each of connecting and the first answer; None: CONNECT_LIMIT.
 
         Raises:
             FarmUnreachable: nothing answers there, or something that is no farm.
@@ -40,7 +44,7 @@ class Connection:
         _configure()
         self.address = address
         self._proxy = Pyro4.Proxy("PYRO:farm@%s" % address)
-        self._proxy._pyroTimeout = CONNECT_LIMIT
+        self._proxy._pyroTimeout = CONNECT_LIMIT if limit is None else limit
         started = time.monotonic()
         try:
             self.about = self.describe()
@@ -59,20 +63,43 @@ class Connection:
         """Protocol, identity, slots, free slots, environments with their spaces."""
         return self._call("describe")
 
-    def acquire(self, env: str, count: int) -> dict[str, Any]:
-        """Leases slots: {"lease", "slots", "ready"}."""
-        return self._call("acquire", env, count, protocol.VERSION)
+    def acquire(self, env: str, count: int, lease: str | None = None) -> dict[str, Any]:
+        """Leases slots, or adds to a lease until it has `count`: {"lease", "slots", "ready"}."""
+        return self._call("acquire", env, count, protocol.VERSION, lease)
 
-    def exchange(self, lease: str, commands: list[Any], wait: float, together: int = 1) -> list[Any]:
+    def exchange(
+        self, lease: str, commands: list[Any], wait: float, together: int = 1, line: int = 0, limit: float | None = None
+    ) -> list[Any]:
         """Hands over commands [slot, seq, kind, body]; returns replies [slot, seq, kind, flags, body].
 
-        Waits up to `wait` seconds for a first reply, and a moment longer for `together` of them.
-        """
-        return self._call("exchange", lease, commands, wait, together)
+        Args:
+            lease: whose slots they are for.
+            commands: all of them are done, or none.
+            wait: seconds to wait for a first reply.
+            together: replies that are waited for a moment longer.
+            line: grows with each connection that replaces a broken one; calls on older ones get nothing more.
+            limit: seconds for the answer; None: ANSWER_LIMIT.
 
-    def release(self, lease: str) -> None:
-        """Ends a lease."""
-        self._call("release", lease)
+        Raises:
+            MessageDamaged: the message or its answer was changed on the way.
+            FarmError: no answer, or no such lease.
+        """
+        check = protocol.checksum([lease, wait, together, line], commands)
+        self._proxy._pyroTimeout = ANSWER_LIMIT if limit is None else limit
+        answer = self._call("exchange", lease, commands, wait, together, line, check)
+        try:
+            replies, told = answer
+            whole = protocol.checksum([check], replies) == told
+        except (TypeError, ValueError, IndexError):
+            whole = False
+        if not whole:
+            self.close()
+            raise MessageDamaged("an answer of the farm at %s was changed on its way here" % self.address)
+        return list(replies)
+
+    def release(self, lease: str, slots: list[int] | None = None) -> None:
+        """Ends a lease, or takes some slots out of it."""
+        self._call("release", lease, slots)
 
     def close(self) -> None:
         """Closes the socket; a lease of it lives on at the farm until it is released or expires."""
@@ -83,7 +110,8 @@ class Connection:
             answer = self._proxy._pyroInvoke(verb, args, {})
         except Pyro4.errors.TimeoutError as error:
             raise FarmTimeout("the farm at %s gave no answer to %s" % (self.address, verb)) from error
-        except (Pyro4.errors.PyroError, OSError, ValueError) as error:
+        except Exception as error:  # a damaged answer may raise anything in Pyro4, and a farm sends any class
+            self.close()  # nobody knows what stands in this stream next
             raise FarmLost("the farm at %s: %s: %s" % (self.address, type(error).__name__, error)) from error
         if isinstance(answer, dict) and "error" in answer:
             name, text = answer["error"]

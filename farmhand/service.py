@@ -19,7 +19,7 @@ import Pyro4
 
 from farmhand.supervisor import LONGEST_WAIT, Supervisor
 from wire import codec, protocol
-from wire.errors import FarmError, NoFreeSlot, StartError
+from wire.errors import FarmError, MessageDamaged, NoFreeSlot, StartError
 
 THREADS = 512  #: connections at a time; each of a host's farms takes two
 
@@ -63,20 +63,23 @@ class FarmService:
         return dict(self._supervisor.describe(), python=platform.python_version(), **about)
 
     @_answer
-    def acquire(self, env: str, count: int, version: int) -> dict[str, Any]:
-        """Leases slots: {"lease": token, "slots": [numbers], "ready": the READY body}."""
-        lease = self._supervisor.acquire(env, count, version)
+    def acquire(self, env: str, count: int, version: int, token: str | None = None) -> dict[str, Any]:
+        """Leases slots, or adds to a lease: {"lease": token, "slots": [numbers], "ready": the READY body}."""
+        lease = self._supervisor.acquire(env, count, version, token=token)
         return {"lease": lease.token, "slots": lease.slots, "ready": self._supervisor.ready[env]}
 
     @_answer
-    def exchange(self, lease: str, commands: list[Any], wait: float, together: int = 1) -> Any:
-        """Commands in, replies out; see `Supervisor.exchange`."""
-        return self._supervisor.exchange(lease, commands, wait, together)
+    def exchange(self, lease: str, commands: list[Any], wait: float, together: int, line: int, check: int) -> Any:
+        """Commands in, [replies, checksum] out; see `Supervisor.exchange`."""
+        if protocol.checksum([lease, wait, together, line], commands) != check:
+            raise MessageDamaged("a message was changed on its way; nothing of it was done")
+        replies = self._supervisor.exchange(lease, commands, wait, together, line)
+        return [replies, protocol.checksum([check], replies)]
 
     @_answer
-    def release(self, lease: str) -> None:
-        """Ends a lease."""
-        self._supervisor.release(lease)
+    def release(self, lease: str, slots: list[int] | None = None) -> None:
+        """Ends a lease, or takes some slots out of it."""
+        self._supervisor.release(lease, slots)
 
     @_answer
     def status(self) -> list[dict[str, Any]]:

@@ -522,8 +522,7 @@ def test_a_farm_of_another_protocol_version_is_refused(tmp_path, farm):
         assert (free_slots(farm), free_slots(other)) == (4, 1)
 
 
-def test_the_others_are_used_when_a_farm_is_away_and_it_joins_when_it_comes(farm, caplog, monkeypatch):
-    monkeypatch.setattr("farmer.pool.RETRY", 0.5)
+def test_the_others_are_used_when_a_farm_is_away_and_it_joins_when_it_comes(farm, caplog):
     port = closed_port()
     with Farmer(COUNTING, [(farm.address, 2), (f"127.0.0.1:{port}", 2)]) as farmer:
         assert farmer.nb_slots == 2
@@ -534,9 +533,7 @@ def test_the_others_are_used_when_a_farm_is_away_and_it_joins_when_it_comes(farm
             assert len(started(farmer)) == 4
 
 
-def test_a_farm_that_is_killed_loses_its_rows_and_rejoins_on_the_same_port(farm, monkeypatch):
-    monkeypatch.setattr("farmer.pool.RETRY", 0.5)
-    monkeypatch.setattr("farmer.courier.RECOVER_LIMIT", 1.0)
+def test_a_farm_that_is_killed_loses_its_rows_and_rejoins_on_the_same_port(farm):
     with contextlib.ExitStack() as stack:
         other = stack.enter_context(running_farm(SLOW, COUNTING, slots=2))
         farmer = stack.enter_context(Farmer(COUNTING, [(farm.address, 2), (other.address, 2)]))
