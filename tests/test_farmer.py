@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from farms import ROOT, TESTS, ask_farm, running_farm
+from farms import ROOT, TESTS, running_farm
 from helpers import poll_until
 
 from farmer import Farmer, RemoteEnv
@@ -697,47 +697,3 @@ def test_a_connection_that_breaks_while_results_are_waited_for_loses_nothing(slo
             assert [seen[slot].obs[1] for slot in slots] == [step] * 4
             assert not any(row.lost for row in seen.values())
         assert assert_ledgers_sum(farmer)["done"] == 12
-
-
-# The farmlist edited while farms run.
-
-
-def test_an_edited_farmlist_adds_and_removes_farms_and_a_broken_one_changes_nothing(farm, slow_farm, tmp_path):
-    path = tmp_path / "farmlist.py"
-    with running_farm(COUNTING, slots=2) as other:
-        path.write_text(f"farmlist_base = [({farm.address!r}, 2)]\n")
-        with Farmer(COUNTING, path) as farmer:
-            assert len(started(farmer)) == 2
-
-            path.write_text(f"farmlist_base = [({farm.address!r}, 2), ({other.address!r}, 2)]\n")
-            farmer.refarm()
-            poll_until(lambda: farmer.nb_slots == 4, 5, "the new farm")
-            assert farmer.vacant() == [2, 3], "running episodes go on"
-            farmer.reset([2, 3])
-            farmer.recv(min_ready=2)
-
-            path.write_text("farmlist_base = [('a', 2)\n")
-            before = farmer.status()
-            with pytest.raises(Exception, match="line 1"):
-                farmer.refarm()
-            assert farmer.status() == before
-
-            path.write_text(f"farmlist_base = [({other.address!r}, 2)]\n")
-            farmer.send(actions(4), range(4))
-            farmer.refarm()
-            assert farmer.nb_slots == 2
-            assert free_slots(farm) == 4, "the removed farm's slots are free"
-            rows = {}
-            while len(rows) < 4:
-                rows.update({row.slot: row for row in farmer.collect(timeout=5)})
-            assert [rows[slot].lost for slot in (2, 3)] == [False, False]
-
-            path.write_text(f"farmlist_base = [({other.address!r}, 1)]\n")
-            farmer.refarm()
-            poll_until(lambda: farmer.nb_slots == 1, 5, "the smaller share")
-            assert free_slots(other) == 1
-            assert sorted(row.slot for row in farmer.collect(timeout=5) if row.lost) == [2, 3]
-            slots = started(farmer)
-            farmer.send(actions(1), slots)
-            assert farmer.recv().obs[0, 1] == 1
-        assert ask_farm(other.address, "describe")["free"] == 2
