@@ -1,5 +1,6 @@
 """farmlist.py edited while environments run: followed within seconds, and no running episode is cut."""
 
+import contextlib
 import logging
 import os
 import time
@@ -181,15 +182,16 @@ def test_a_broken_edit_keeps_the_last_good_list_and_is_told_once_with_its_line(o
 
 
 def test_a_farm_that_is_removed_and_dead_just_goes(one, listed):
-    with running_farm(COUNTING, slots=1, kwargs={"length": 4}) as other:
-        with Farmer(COUNTING, listed((one, 1), (other, 1))) as farmer:
-            begin(farmer, [0, 1])
-            other.kill()
-            listed((one, 1))
-            poll_until(lambda: row_of(farmer, other) is None, LIMIT + 1, "the dead farm's end")
-            rows = farmer.collect(timeout=1)
-            assert [(row.slot, row.lost) for row in rows] == [(1, True)]
-            finish(farmer, [0])
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(running_farm(COUNTING, slots=1, kwargs={"length": 4}))
+        farmer = stack.enter_context(Farmer(COUNTING, listed((one, 1), (other, 1))))
+        begin(farmer, [0, 1])
+        other.kill()
+        listed((one, 1))
+        poll_until(lambda: row_of(farmer, other) is None, LIMIT + 1, "the dead farm's end")
+        rows = farmer.collect(timeout=1)
+        assert [(row.slot, row.lost) for row in rows] == [(1, True)]
+        finish(farmer, [0])
 
 
 def test_the_number_of_slots_asked_for_holds_after_an_edit(one, two, listed):
