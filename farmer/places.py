@@ -15,8 +15,10 @@ from farmer.courier import Courier
 from farmer.farmlist import FarmAddress
 from wire import protocol
 
-#: What becomes of a step. The first four are told by its farm, the last two are known to the host alone.
-BUCKETS = ("done", "crashed", "timed out", "invalid", "lost with its farm", "abandoned")
+#: What a farm may say of a step that has no result. The last is also the host's own word, when the farm is gone.
+LOST_BUCKETS = ("crashed", "timed out", "invalid", "lost with its farm")
+#: What becomes of a step.
+BUCKETS = ("done", *LOST_BUCKETS, "abandoned")
 
 
 @dataclass(eq=False)

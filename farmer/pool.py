@@ -22,7 +22,7 @@ import numpy as np
 
 from farmer.courier import Courier, Reply
 from farmer.keeper import Keeper
-from farmer.places import BUCKETS, Farm, Place, total
+from farmer.places import LOST_BUCKETS, Farm, Place, total
 from farmer.spaces import why_unsound
 from wire import codec, protocol
 from wire.errors import BadAction, BadSlot, FarmTimeout, NothingSent
@@ -390,7 +390,7 @@ class Farmer:
             value = codec.decode(body)
             if kind == protocol.LOST:
                 bucket = value.get("bucket", "crashed")
-                return None, str(value["text"]), bucket if bucket in BUCKETS[1:4] else "invalid"
+                return None, str(value["text"]), bucket if bucket in LOST_BUCKETS else "invalid"
             if kind == protocol.FAULT:
                 return None, _words(value), "invalid"
             self._check_sound(sent, kind, value)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from farms import ROOT, TESTS, running_farm
 from helpers import poll_until
+from proxy import Proxy
 
 from farmer import Farmer, RemoteEnv
 from farmer import connection as connection_module
@@ -600,65 +601,6 @@ def test_the_slots_of_a_host_that_is_killed_are_free_again(slow_farm):
 
 
 # Broken connections.
-
-
-class Proxy:
-    """A TCP proxy before a farm that cuts every connection on command, or after the next bytes to the farm."""
-
-    def __init__(self, port):
-        self._target = port
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self._server.settimeout(0.1)
-        self.address = "127.0.0.1:%d" % self._server.getsockname()[1]
-        self.cut_after = None  # bytes that the next request must hold; its connection is cut once they are forwarded
-        self.cuts = 0
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
-        self._pairs = []
-
-    def _accept(self):
-        while not self._over.is_set():
-            with contextlib.suppress(TimeoutError):
-                near = self._server.accept()[0]
-                far = socket.create_connection(("127.0.0.1", self._target))
-                self._pairs.append((near, far))
-                for source, sink, forward in ((near, far, True), (far, near, False)):
-                    self._threads.append(threading.Thread(target=self._pump, args=(source, sink, forward)))
-                    self._threads[-1].start()
-
-    def _pump(self, source, sink, forward):
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                sink.sendall(data)
-                if forward and self.cut_after is not None and self.cut_after in data:
-                    self.cut_after = None
-                    self.cuts += 1
-                    # The host's end only: the farm does not notice, as with a cable that is pulled.
-                    source.shutdown(socket.SHUT_RDWR)
-                    return
-        if not forward or self._over.is_set():
-            with contextlib.suppress(OSError):
-                sink.shutdown(socket.SHUT_RDWR)
-
-    def cut(self):
-        self.cuts += 1
-        for near, _ in self._pairs:
-            with contextlib.suppress(OSError):
-                near.shutdown(socket.SHUT_RDWR)
-
-    def close(self):
-        self._over.set()
-        for pair in self._pairs:
-            for end in pair:
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(5)
-        for pair in self._pairs:
-            for end in pair:
-                end.close()
-        self._server.close()
 
 
 @pytest.fixture
