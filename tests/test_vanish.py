@@ -251,7 +251,7 @@ def test_a_slots_number_that_is_changed_on_the_wire_gives_no_transition_to_anoth
         if to_farm != forward or changed or marks % 0 not in data:
             return data
         changed.append(data)
-        return data.replace(marks % 1, b"?").replace(marks % 0, marks % 1).replace(b"?", marks % 0)
+        return data.replace(marks % 1, b"(swap)").replace(marks % 0, marks % 1).replace(b"(swap)", marks % 0)
 
     try:
         with Farmer(SLOW, [(proxy.address, 2)]) as farmer:
