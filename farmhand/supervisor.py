@@ -276,7 +276,7 @@ class Supervisor:
                         lease.bell.hush()
                     else:
                         self._attend(*key.data)
-                self._lease(token)
+                self._lease(token, is_call=False)
                 if lease.line != line:
                     lease.bell.ring()  # this call may have read what the one on the new connection waits for
                     return []
@@ -323,13 +323,14 @@ class Supervisor:
     def _is_free(self, slot: Slot) -> bool:
         return slot.lease is None and not slot.failures
 
-    def _lease(self, token: str) -> Lease:
+    def _lease(self, token: str, is_call: bool = True) -> Lease:
         lease = self._leases.get(token)
         if lease is None:
             raise LeaseLost(
                 "this lease is not known here: it was released, or its host did not call for %g s" % LEASE_LIMIT
             )
-        lease.seen = time.monotonic()
+        if is_call:  # the end of a call's wait says nothing: its host may be dead since
+            lease.seen = time.monotonic()
         return lease
 
     def _command(self, lease: Lease, slot: Slot, kind: int, seq: int, body: bytes) -> None:
