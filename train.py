@@ -73,6 +73,8 @@ class Options:
     """Observations by running mean and deviation; auto: where the space has no bounds, or wide ones."""
     schedule: Literal["overlap", "sync"] = "overlap"
     """Learn while environments step, or in turns that a seed reproduces exactly."""
+    on_lost_episode: Literal["keep", "drop"] = "keep"
+    """What becomes of the steps before the one that was lost with its worker or farm: learnt from, or taken out."""
     autosave: float = 10.0
     """Minutes between checkpoints while it trains; 0: only save() writes one."""
     keep: int = 3
@@ -279,6 +281,7 @@ class Session:
             updates_per_step=options.updates_per_step,
             schedule=options.schedule,
             normalize_observations={"auto": None, "on": True, "off": False}[options.normalize],
+            on_lost_episode=options.on_lost_episode,
         )
         agent.fault_folder = self.out
         return agent

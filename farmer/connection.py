@@ -25,12 +25,13 @@ from wire.errors import (
     FarmTimeout,
     FarmUnreachable,
     KeyRefused,
+    MessageDamaged,
     ProtocolMismatch,
     from_wire,
 )
 
-CONNECT_LIMIT = 5.0  #: s for connecting and for the first answer
-ANSWER_LIMIT = 15.0  #: s without an answer, after which a farm counts as lost; more than the longest exchange
+CONNECT_LIMIT = 5.0  #: s for connecting and for the first answer, unless the caller says otherwise
+ANSWER_LIMIT = 3.0  #: s without an answer, after which a call fails; an exchange may wait for longer by its `wait`
 
 
 def _configure() -> None:
@@ -43,13 +44,20 @@ def _configure() -> None:
 class Connection:
     """One TCP connection to one farm. For one thread at a time."""
 
-    def __init__(self, address: FarmAddress, key: bytes | None = None, tunnel: Tunnel | None = None):
+    def __init__(
+        self,
+        address: FarmAddress,
+        key: bytes | None = None,
+        tunnel: Tunnel | None = None,
+        limit: float = CONNECT_LIMIT,
+    ):
         """Connects, proves the key, and checks that a farm of our protocol answers.
 
         Args:
             address: of the farmlist.
             key: the farm's, proven by both ends before anything else; None for a farm without one.
             tunnel: the way to an ssh:// address; opened here when it is not open.
+            limit: seconds for each of connecting and the first answer.
 
         Raises:
             FarmUnreachable: nothing answers there, or something that is no farm.
@@ -59,7 +67,7 @@ class Connection:
         self.address = address
         self._key, self._tunnel = key, tunnel
         started = time.monotonic()
-        self._proxy = open_proxy("farm", address, key, tunnel)
+        self._proxy = open_proxy("farm", address, key, tunnel, limit)
         try:
             self.about = self.describe()
         except FarmError as error:
@@ -76,28 +84,51 @@ class Connection:
             )
         self._proxy._pyroTimeout = ANSWER_LIMIT
 
-    def another(self) -> Connection:
+    def another(self, limit: float = CONNECT_LIMIT) -> Connection:
         """One more connection to the same farm; errors as of the first."""
-        return Connection(self.address, self._key, self._tunnel)
+        return Connection(self.address, self._key, self._tunnel, limit)
 
     def describe(self) -> dict[str, Any]:
         """Protocol, identity, slots, free slots, environments with their spaces."""
         return self._call("describe")
 
-    def acquire(self, env: str, count: int) -> dict[str, Any]:
-        """Leases slots: {"lease", "slots", "ready"}."""
-        return self._call("acquire", env, count, protocol.VERSION)
+    def acquire(self, env: str, count: int, lease: str | None = None) -> dict[str, Any]:
+        """Leases slots, or adds to a lease until it has `count`: {"lease", "slots", "ready"}."""
+        return self._call("acquire", env, count, protocol.VERSION, lease)
 
-    def exchange(self, lease: str, commands: list[Any], wait: float, together: int = 1) -> list[Any]:
+    def exchange(
+        self, lease: str, commands: list[Any], wait: float, together: int = 1, line: int = 0, limit: float | None = None
+    ) -> list[Any]:
         """Hands over commands [slot, seq, kind, body]; returns replies [slot, seq, kind, flags, body].
 
-        Waits up to `wait` seconds for a first reply, and a moment longer for `together` of them.
-        """
-        return self._call("exchange", lease, commands, wait, together)
+        Args:
+            lease: whose slots they are for.
+            commands: all of them are done, or none.
+            wait: seconds to wait for a first reply.
+            together: replies that are waited for a moment longer.
+            line: grows with each connection that replaces a broken one; calls on older ones get nothing more.
+            limit: seconds for the answer; None: ANSWER_LIMIT.
 
-    def release(self, lease: str) -> None:
-        """Ends a lease."""
-        self._call("release", lease)
+        Raises:
+            MessageDamaged: the message or its answer was changed on the way.
+            FarmError: no answer, or no such lease.
+        """
+        check = protocol.checksum([lease, wait, together, line], commands)
+        self._proxy._pyroTimeout = ANSWER_LIMIT if limit is None else limit
+        answer = self._call("exchange", lease, commands, wait, together, line, check)
+        try:
+            replies, told = answer
+            whole = protocol.checksum([check], replies) == told
+        except (TypeError, ValueError, IndexError):
+            whole = False
+        if not whole:
+            self.close()
+            raise MessageDamaged("an answer of the farm at %s was changed on its way here" % self.address)
+        return list(replies)
+
+    def release(self, lease: str, slots: list[int] | None = None) -> None:
+        """Ends a lease, or takes some slots out of it."""
+        self._call("release", lease, slots)
 
     def close(self) -> None:
         """Closes the socket; a lease of it lives on at the farm until it is released or expires."""
@@ -108,7 +139,8 @@ class Connection:
             answer = self._proxy._pyroInvoke(verb, args, {})
         except Pyro4.errors.TimeoutError as error:
             raise FarmTimeout("the farm at %s gave no answer to %s" % (self.address, verb)) from error
-        except (Pyro4.errors.PyroError, OSError, ValueError) as error:
+        except Exception as error:  # a damaged answer may raise anything in Pyro4, and a farm sends any class
+            self.close()  # nobody knows what stands in this stream next
             raise FarmLost("the farm at %s: %s: %s" % (self.address, type(error).__name__, error)) from error
         if isinstance(answer, dict) and "error" in answer:
             name, text = answer["error"]
@@ -139,7 +171,9 @@ def open_object(name: str, address: str, key_file: str | os.PathLike[str] | None
     return proxy
 
 
-def open_proxy(name: str, address: FarmAddress, key: bytes | None, tunnel: Tunnel | None) -> Pyro4.Proxy:
+def open_proxy(
+    name: str, address: FarmAddress, key: bytes | None, tunnel: Tunnel | None, limit: float = CONNECT_LIMIT
+) -> Pyro4.Proxy:
     """A proxy of an object of a farm: with a key proven and connected, without one it connects at its first call.
 
     Raises:
@@ -149,14 +183,14 @@ def open_proxy(name: str, address: FarmAddress, key: bytes | None, tunnel: Tunne
     path = tunnel.open() if tunnel is not None else None
     if key is None:
         proxy = Pyro4.Proxy("PYRO:%s@%s" % (name, address if path is None else "./u:" + path))
-        proxy._pyroTimeout = CONNECT_LIMIT
+        proxy._pyroTimeout = limit
         return proxy
     started = time.monotonic()
     sock = None
     try:
-        sock = _connected(address, path)
-        session = auth.prove(sock, key, CONNECT_LIMIT)
-        return _Proven(name, sock, session)
+        sock = _connected(address, path, limit)
+        session = auth.prove(sock, key, limit)
+        return _Proven(name, sock, session, limit)
     except FarmRefused as error:
         _close(sock)
         raise type(error)("the farm at %s: %s" % (address, error)) from None
@@ -165,14 +199,14 @@ def open_proxy(name: str, address: FarmAddress, key: bytes | None, tunnel: Tunne
         raise _unreachable(address, error, time.monotonic() - started) from None
 
 
-def _connected(address: FarmAddress, path: str | None) -> socket.socket:
+def _connected(address: FarmAddress, path: str | None, limit: float) -> socket.socket:
     if path is None:
-        sock = socket.create_connection((address.host, address.port), CONNECT_LIMIT)
+        sock = socket.create_connection((address.host, address.port), limit)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.settimeout(CONNECT_LIMIT)
+        sock.settimeout(limit)
         sock.connect(path)
     except OSError:
         sock.close()
@@ -189,10 +223,10 @@ def _close(sock: socket.socket | None) -> None:
 class _Proven(Pyro4.Proxy):
     """A proxy over a connection that has proven its key. Both ends sign all messages with a key of this connection."""
 
-    def __init__(self, name: str, sock: socket.socket, session: bytes):
+    def __init__(self, name: str, sock: socket.socket, session: bytes, limit: float):
         super().__init__(name, connected_socket=sock)
         self._pyroHmacKey = session
-        self._pyroTimeout = CONNECT_LIMIT
+        self._pyroTimeout = limit
         self._pyroConnection.keep_open = False  # it is ours to close, and after an error it must be
 
     def _pyroGetMetadata(self, objectId: str | None = None, known_metadata: Any = None) -> None:

@@ -22,7 +22,7 @@ import Pyro4
 from farmhand.gate import MESSAGE_LIMIT, GuardedDaemon
 from farmhand.supervisor import LONGEST_WAIT, Supervisor
 from wire import codec, protocol
-from wire.errors import FarmError, FarmRefused, NoFreeSlot, StartError
+from wire.errors import FarmError, FarmRefused, MessageDamaged, NoFreeSlot, StartError
 
 THREADS = 512  #: connections at a time; each of a host's farms takes two
 
@@ -67,21 +67,26 @@ class FarmService:
         return dict(self._supervisor.describe(), python=platform.python_version(), **about)
 
     @_answer
-    def acquire(self, env: str, count: int, version: int) -> dict[str, Any]:
-        """Leases slots: {"lease": token, "slots": [numbers], "ready": the READY body}."""
-        lease = self._supervisor.acquire(env, count, version)
+    def acquire(self, env: str, count: int, version: int, token: str | None = None) -> dict[str, Any]:
+        """Leases slots, or adds to a lease: {"lease": token, "slots": [numbers], "ready": the READY body}."""
+        lease = self._supervisor.acquire(env, count, version, token=token)
         return {"lease": lease.token, "slots": lease.slots, "ready": self._supervisor.ready[env]}
 
     @_answer
-    def exchange(self, lease: str, commands: list[Any], wait: float, together: int = 1) -> Any:
-        """Commands in, replies out; see `Supervisor.exchange`."""
-        _check_exchange(lease, commands, wait, together)
-        return self._supervisor.exchange(lease, commands, wait, together)
+    def exchange(self, lease: str, commands: list[Any], wait: float, together: int, line: int, check: int) -> Any:
+        """Commands in, [replies, checksum] out; see `Supervisor.exchange`."""
+        _check_exchange(lease, commands, wait, together, line)
+        if protocol.checksum([lease, wait, together, line], commands) != check:
+            raise MessageDamaged("a message was changed on its way; nothing of it was done")
+        replies = self._supervisor.exchange(lease, commands, wait, together, line)
+        return [replies, protocol.checksum([check], replies)]
 
     @_answer
-    def release(self, lease: str) -> None:
-        """Ends a lease."""
-        self._supervisor.release(str(lease))
+    def release(self, lease: str, slots: list[int] | None = None) -> None:
+        """Ends a lease, or takes some slots out of it."""
+        if slots is not None and not (isinstance(slots, list) and all(type(slot) is int for slot in slots)):
+            raise FarmRefused("release takes a lease, and numbers of slots")
+        self._supervisor.release(str(lease), slots)
 
     @_answer
     def status(self) -> list[dict[str, Any]]:
@@ -224,9 +229,10 @@ def check_host(host: str, has_key: bool) -> None:
         )
 
 
-def _check_exchange(lease: Any, commands: Any, wait: Any, together: Any) -> None:
+def _check_exchange(lease: Any, commands: Any, wait: Any, together: Any, line: Any) -> None:
     """What comes from outside is of the right types, before anything of it is done; checked once, here."""
-    good = isinstance(lease, str) and isinstance(commands, list) and isinstance(together, int)
+    good = isinstance(lease, str) and isinstance(commands, list)
+    good = good and isinstance(together, int) and isinstance(line, int)
     good = good and isinstance(wait, (int, float)) and math.isfinite(wait)
     for command in commands if good else ():
         good = good and isinstance(command, list) and len(command) == 4

@@ -239,7 +239,8 @@ class Slot:
             return None  # under way: the answer will come
         if self._answer is not None and self._answer.seq == seq:
             return self._answer
-        return _lost(seq, "command %d never reached slot %d" % (seq, self.number))
+        why = "command %d never reached slot %d" % (seq, self.number)
+        return Reply(seq, protocol.LOST, codec.encode({"text": why, "bucket": "lost with its farm"}))
 
     def _forget(self) -> None:
         self.ledger["abandoned"] += self.under_way

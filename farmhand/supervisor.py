@@ -85,7 +85,7 @@ class Lease:
     seen: float
     expires: bool = True
     outbox: list[tuple[int, Reply]] = field(default_factory=list)
-    line: int = 0  # changes when its host asks on a new connection; calls that wait on an old one get nothing more
+    line: int = 0  # grows when its host comes by a new connection; calls on an older one get nothing more
     pipes: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     bell: _Bell = field(default_factory=lambda: _Bell())
 
@@ -240,15 +240,23 @@ class Supervisor:
             return {"slots": len(self.slots), "free": free, "envs": dict(self.ready)}
 
     def acquire(
-        self, env: str, count: int, version: int, expires: bool = True, numbers: list[int] | None = None
+        self,
+        env: str,
+        count: int,
+        version: int,
+        expires: bool = True,
+        numbers: list[int] | None = None,
+        token: str | None = None,
     ) -> Lease:
         """Leases `count` slots that run `env`, or exactly the slots in `numbers`.
+
+        With the `token` of a lease it adds to that one until it has `count`; asking twice adds once.
 
         Returns:
             The lease; it ends by `release`, or after LEASE_LIMIT without a call when it `expires`.
 
         Raises:
-            ProtocolMismatch, NoSuchEnvironment, NoFreeSlot: nothing was leased.
+            ProtocolMismatch, NoSuchEnvironment, NoFreeSlot, LeaseLost: nothing was leased.
         """
         if version != protocol.VERSION:
             raise ProtocolMismatch(
@@ -263,17 +271,15 @@ class Supervisor:
         with self._lock:
             wanted = self.slots if numbers is None else [self.slots[n] for n in numbers]
             free = sorted((s for s in wanted if self._is_free(s)), key=lambda s: (s.env != env, s.number))
-            if count < 1 or count > len(free):
+            lease = Lease(secrets.token_hex(16), env, [], time.monotonic(), expires)
+            if token is not None:
+                lease = self._lease(token)
+                count = max(0, count - len(lease.slots))
+            if count > len(free) or count < (token is None):
                 raise NoFreeSlot(
                     "%d slots were asked for; this farm has %d and %d are free" % (count, len(self.slots), len(free))
                 )
-            lease = Lease(
-                secrets.token_hex(16),
-                env,
-                [slot.number for slot in free[:count]],
-                time.monotonic(),
-                expires,
-            )
+            lease.slots += [slot.number for slot in free[:count]]
             self._leases[lease.token] = lease
             for slot in free[:count]:
                 slot.take(lease.token)
@@ -284,7 +290,9 @@ class Supervisor:
         self._bell.ring()
         return lease
 
-    def exchange(self, token: str, commands: list[Any], wait: float, together: int = 1) -> list[list[Any]]:
+    def exchange(
+        self, token: str, commands: list[Any], wait: float, together: int = 1, line: int | None = None
+    ) -> list[list[Any]]:
         """Hands over commands and returns every reply that is in, at the latest after `wait` seconds.
 
         Args:
@@ -292,20 +300,23 @@ class Supervisor:
             commands: [slot, seq, kind, body] each.
             wait: seconds to wait for a first reply; 0 takes what is there.
             together: replies that the host wants in one go; the first one waits for them, but only for LINGER.
+            line: which of its connections, one after the other, the host calls by; None: it has but one.
 
         Returns:
-            [slot, seq, kind, flags, body] each, maybe none.
+            [slot, seq, kind, flags, body] each, maybe none; none and nothing done for a call on an older line.
 
         Raises:
             LeaseLost: the lease is not known (any more).
         """
         with self._lock:
             lease = self._lease(token)
-            if any(kind == protocol.ASK for _, _, kind, _ in commands):
-                # Its connection broke. What a call that still waits on the old one took would go nowhere.
-                lease.line += 1
-                lease.bell.ring()
-            line = lease.line
+            if line is None:
+                line = lease.line
+            if line < lease.line:
+                return []  # it was delayed on a connection that its host has given up: an answer would go nowhere
+            if line > lease.line:
+                lease.line = line
+                lease.bell.ring()  # a call that waits on the old line ends now and takes nothing with it
             for number, seq, kind, body in commands:
                 if number not in lease.slots:
                     raise LeaseLost("slot %r is not in this lease" % (number,))
@@ -321,7 +332,7 @@ class Supervisor:
                         lease.bell.hush()
                     else:
                         self._attend(*key.data)
-                self._lease(token)
+                self._lease(token, is_call=False)
                 if lease.line != line:
                     lease.bell.ring()  # this call may have read what the one on the new connection waits for
                     return []
@@ -332,12 +343,17 @@ class Supervisor:
                     outbox, lease.outbox = lease.outbox, []
                     return [[number, r.seq, r.kind, r.flags, r.body] for number, r in outbox]
 
-    def release(self, token: str) -> None:
-        """Ends a lease; an unknown one has ended already."""
+    def release(self, token: str, numbers: list[int] | None = None) -> None:
+        """Ends a lease, or takes some slots out of it; what is unknown has ended already."""
         with self._lock:
             lease = self._leases.get(token)
-            if lease is not None:
+            if lease is not None and numbers is None:
                 self._free(lease, "released")
+            elif lease is not None:
+                gone = [number for number in lease.slots if number in (numbers or ())]
+                lease.slots = [number for number in lease.slots if number not in gone]
+                lease.outbox = [(number, reply) for number, reply in lease.outbox if number not in gone]
+                self._free_slots(gone, "released")
 
     def replace(self, numbers: list[int], reason: str) -> None:
         """Has the workers of these slots replaced: at the end of the episode that runs there, else now.
@@ -395,13 +411,14 @@ class Supervisor:
     def _is_free(self, slot: Slot) -> bool:
         return slot.lease is None and not slot.failures and not slot.quarantined
 
-    def _lease(self, token: str) -> Lease:
+    def _lease(self, token: str, is_call: bool = True) -> Lease:
         lease = self._leases.get(token)
         if lease is None:
             raise LeaseLost(
                 "this lease is not known here: it was released, or its host did not call for %g s" % LEASE_LIMIT
             )
-        lease.seen = time.monotonic()
+        if is_call:  # the end of a call's wait says nothing: its host may be dead since
+            lease.seen = time.monotonic()
         return lease
 
     def _command(self, lease: Lease, slot: Slot, kind: int, seq: int, body: bytes) -> None:
@@ -456,11 +473,14 @@ class Supervisor:
 
     def _free(self, lease: Lease, reason: str) -> None:
         del self._leases[lease.token]
-        for number in lease.slots:
+        self._free_slots(lease.slots, reason)
+        lease.bell.ring()
+
+    def _free_slots(self, numbers: list[int], reason: str) -> None:
+        for number in numbers:
             self.slots[number].free()
             self._watch(self.slots[number])
-        lease.bell.ring()
-        log.info("slots %s are free: %s", lease.slots, reason)
+        log.info("slots %s are free: %s", numbers, reason)
 
     # The loop: the only thread that starts and buries workers and enforces limits (but for `stop`, after the loop).
 

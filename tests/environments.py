@@ -258,6 +258,21 @@ class OddInfoEnv(CountingEnv):
         return observation, reward, terminated, truncated, info
 
 
+class UnsoundEnv(CountingEnv):
+    """What no replay could bear: over 0.2 the observation is too short, over 0.4 it is NaN, over 0.6 the reward is."""
+
+    def step(self, action):
+        asked = float(np.asarray(action).reshape(-1)[0])
+        observation, reward, terminated, truncated, info = CountingEnv.step(self, action)
+        if asked > 0.6:
+            return observation, float("nan"), terminated, truncated, info
+        if asked > 0.4:
+            return observation * np.float32("nan"), reward, terminated, truncated, info
+        if asked > 0.2:
+            return observation[:2], reward, terminated, truncated, info
+        return observation, reward, terminated, truncated, info
+
+
 def hang(how):
     """Never comes back: in a loop of Python, asleep, blocked in C with the interpreter's lock held, or stopped."""
     if how == "stopped":

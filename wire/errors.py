@@ -6,6 +6,7 @@ FarmError                    anything this project raises on purpose
 |-- FarmUnreachable          no farm answered at an address
 |-- FarmTimeout              nothing came in time
 |-- FarmLost                 a farm that had answered is gone; its episodes end as truncated
+|-- MessageDamaged           what came over the network is not what was sent; nothing of it was done
 |-- ProtocolMismatch         farm and host speak different versions of the protocol
 |-- FarmRefused              a farm answered, and said no
 |   |-- NoSuchEnvironment    not in the farm's catalog (with close names)
@@ -44,6 +45,10 @@ class FarmTimeout(FarmError, TimeoutError):
 
 class FarmLost(FarmError):
     """A farm that had answered is gone; its episodes end as truncated."""
+
+
+class MessageDamaged(FarmError):
+    """What came over the network is not what was sent; nothing of it was done."""
 
 
 class ProtocolMismatch(FarmError):
@@ -95,7 +100,10 @@ class BlackBoxError(FarmError):
 
 
 #: What may cross the wire as (name, text) and is raised under its own class on the host.
-BY_NAME = {error.__name__: error for error in (FarmRefused, NoSuchEnvironment, NoFreeSlot, LeaseLost, ProtocolMismatch)}
+BY_NAME = {
+    error.__name__: error
+    for error in (FarmRefused, NoSuchEnvironment, NoFreeSlot, LeaseLost, MessageDamaged, ProtocolMismatch)
+}
 
 
 def from_wire(name: str, text: str) -> FarmError:
