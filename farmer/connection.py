@@ -49,7 +49,7 @@ class Connection:
         address: FarmAddress,
         key: bytes | None = None,
         tunnel: Tunnel | None = None,
-        limit: float = CONNECT_LIMIT,
+        limit: float | None = None,
     ):
         """Connects, proves the key, and checks that a farm of our protocol answers.
 
@@ -57,7 +57,7 @@ class Connection:
             address: of the farmlist.
             key: the farm's, proven by both ends before anything else; None for a farm without one.
             tunnel: the way to an ssh:// address; opened here when it is not open.
-            limit: seconds for each of connecting and the first answer.
+            limit: seconds for each of connecting and the first answer; None: CONNECT_LIMIT.
 
         Raises:
             FarmUnreachable: nothing answers there, or something that is no farm.
@@ -66,6 +66,7 @@ class Connection:
         """
         self.address = address
         self._key, self._tunnel = key, tunnel
+        limit = CONNECT_LIMIT if limit is None else limit
         started = time.monotonic()
         self._proxy = open_proxy("farm", address, key, tunnel, limit)
         try:
@@ -84,7 +85,7 @@ class Connection:
             )
         self._proxy._pyroTimeout = ANSWER_LIMIT
 
-    def another(self, limit: float = CONNECT_LIMIT) -> Connection:
+    def another(self, limit: float | None = None) -> Connection:
         """One more connection to the same farm; errors as of the first."""
         return Connection(self.address, self._key, self._tunnel, limit)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import gymnasium
 
-from farmer import balance, connection
+from farmer import balance
 from farmer.connection import Connection
 from farmer.courier import Courier, Reply
 from farmer.farmlist import FarmAddress, load_farmlist
@@ -241,7 +241,7 @@ class Keeper:
                 ", ".join(str(farm.address) for farm in lines),
             )
 
-    def _connect(self, farm: Farm, limit: float = connection.CONNECT_LIMIT) -> Connection:
+    def _connect(self, farm: Farm, limit: float | None = None) -> Connection:
         if farm.address.ssh is not None and farm.tunnel is None:
             farm.tunnel = Tunnel(farm.address)
         return Connection(farm.address, self._key, farm.tunnel, limit)

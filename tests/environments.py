@@ -69,7 +69,7 @@ class CountingEnv(object):
         self.log = log
         self.close_takes = close_takes
         self.spec = Spec("Counting", length)
-        self.observation_space = Box(np.zeros(3), np.full(3, np.inf), dtype="float32")
+        self.observation_space = Box([0.0, 0.0, -1.0], np.full(3, np.inf), dtype="float32")
         self.action_space = Box([-1.0], [1.0], dtype="float32")
         self.episode = 0
         self.steps = 0
