@@ -52,6 +52,7 @@ class WorkerProcess:
         self.log = log
         self.mark = uuid.uuid4().hex
         self.ready: bytes | None = None
+        self.began = time.monotonic()
         self.stood = 0.0  # when its environment was built
         self.received = 0  # bytes
         self.in_the_middle = False  # a part of a frame has come, and not all of it

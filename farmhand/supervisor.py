@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from farmhand import limits as rules
 from farmhand import tree
 from farmhand.catalog import Catalog, close_names
@@ -504,7 +506,12 @@ class Supervisor:
         if worker.in_the_middle and not worker.extended:
             worker.extended, worker.deadline = True, now + REST_OF_FRAME
             return
-        self._doom(worker, self._too_long(worker, kind, seconds, repeat), "timed out", TRACE_TIME)
+        state = tree.state(worker.pid)
+        why = self._too_long(worker, kind, seconds, repeat, state)
+        if state == psutil.STATUS_STOPPED:
+            self._end(worker, why + worker.evidence(), "timed out")
+            return
+        self._doom(worker, why, "timed out", TRACE_TIME)
         worker.ask_for_trace()
 
     def _doom(self, worker: WorkerProcess, why: str | None, bucket: str, seconds: float) -> None:
@@ -513,7 +520,7 @@ class Supervisor:
         worker.doom, worker.deadline = (why, bucket), time.monotonic() + seconds
         self._bell.ring()
 
-    def _too_long(self, worker: WorkerProcess, kind: int, seconds: float, repeat: int) -> str:
+    def _too_long(self, worker: WorkerProcess, kind: int, seconds: float, repeat: int, state: str) -> str:
         if kind == protocol.CONSTRUCT:
             return "%s %s" % (worker.env, self._not_built(seconds))
         assert worker.slot is not None
@@ -529,7 +536,7 @@ class Supervisor:
             seconds,
             limit.origin(),
             "--step-timeout" if step else "--reset-timeout",
-            tree.state(worker.pid),
+            state,
         )
 
     def _not_built(self, limit: float) -> str:
@@ -763,7 +770,13 @@ class Supervisor:
             self._give(slot, protocol.RESET, held, frame)
         self._watch(slot)
         self._changed.notify_all()
-        log.info("slot %d: %s is ready (pid %d)", slot.number, slot.env, worker.pid)
+        log.info(
+            "slot %d: %s is ready (pid %d, built in %.2f s)",
+            slot.number,
+            slot.env,
+            worker.pid,
+            worker.stood - worker.began,
+        )
 
     def _measure(self, slot: Slot, worker: WorkerProcess, kind: int, flags: int, seconds: float) -> None:
         """Learns from what a command took, and replaces the worker if it has served its time."""
@@ -855,7 +868,8 @@ class Supervisor:
         self._bell.ring()
         self._changed.notify_all()
         if not self._stopping and slot.env in self.ready:  # before that, `start` raises it
-            log.warning("%s; %s", why, _what_next(slot, pause))
+            first, newline, rest = why.partition("\n")
+            log.warning("%s; %s%s", first, _what_next(slot, pause), newline + rest)
 
     def _ring(self, worker: WorkerProcess) -> None:
         if worker.slot is not None:
