@@ -13,11 +13,13 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import simulators
 from farmhand.catalog import Catalog
+from farmhand.control import Control, ask
 from farmhand.limits import FACTOR, FLOOR, SHARE, Limits, memory_share, parse_size
 from farmhand.service import FarmDaemon
 from farmhand.supervisor import Supervisor, check_python
@@ -36,7 +38,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         epilog="recipes that ship with this farm: " + ", ".join(sorted(simulators.RECIPES)),
     )
     parser.add_argument(
-        "env", nargs="+", metavar="ENV", help="a gymnasium id, a recipe, or module:factory from the working directory"
+        "env", nargs="*", metavar="ENV", help="a gymnasium id, a recipe, or module:factory from the working directory"
     )
     parser.add_argument(
         "--slots", type=int, default=os.cpu_count() or 1, metavar="N", help="environments (default: cores)"
@@ -48,9 +50,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--log-dir", metavar="DIR", help="one log a slot (default: logs/farm-PORT)")
     _add_limits(parser)
     parser.add_argument(
+        "--release",
+        type=int,
+        metavar="SLOT",
+        help="have a farm that runs here, at --port, end the worker of a slot and start a new one; no farm is started",
+    )
+    parser.add_argument(
         "--until-eof", action="store_true", help="stop when stdin closes, for a farm that another program starts"
     )
     args = parser.parse_args(argv)
+    if not args.env and args.release is None:
+        parser.error("the following arguments are required: ENV")
     if args.slots < 1:
         parser.error("--slots must be at least 1, not %d" % args.slots)
     for option in ("start_timeout", "reset_timeout", "step_timeout"):
@@ -155,11 +165,12 @@ def run(args: argparse.Namespace, stop: threading.Event) -> None:
     version = check_python(args.python)
     daemon = FarmDaemon(args.host, args.port)
     port = int(daemon.locationStr.rpartition(":")[2])
-    log_dir = args.log_dir or os.path.join("logs", "farm-%d" % port)
-    supervisor = Supervisor(catalog, args.slots, args.python, log_dir, limits_of(args))
+    supervisor = Supervisor(catalog, args.slots, args.python, log_dir(args, port), limits_of(args))
+    control: Control | None = None
     serving = threading.Thread(target=daemon.requestLoop, name="pyro", daemon=True)
     try:
         supervisor.start()
+        control = Control(supervisor.log_dir, {"release": supervisor.release_by_hand})
         daemon.offer(supervisor)
         serving.start()
         say(supervisor, version, args.host, port)
@@ -170,11 +181,18 @@ def run(args: argparse.Namespace, stop: threading.Event) -> None:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # the end is under way and has a limit
+        if control is not None:
+            control.close()
         supervisor.stop("the farm stops")
         if serving.ident is not None:
             daemon.shutdown()
             serving.join(1.0)
         daemon.close()
+
+
+def log_dir(args: argparse.Namespace, port: int) -> Path:
+    """Where the farm at this port has its logs."""
+    return Path(args.log_dir or os.path.join("logs", "farm-%d" % port))
 
 
 def say(supervisor: Supervisor, version: str, host: str, port: int) -> None:
@@ -205,6 +223,13 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 when stopped, 2 when it could not start."""
     args = parse(argv)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
+    if args.release is not None:
+        try:
+            print(ask(log_dir(args, args.port), "release", args.release))
+        except StartError as error:
+            print("farm.py: %s" % error, file=sys.stderr)
+            return 2
+        return 0
     stop = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:

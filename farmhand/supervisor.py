@@ -128,7 +128,6 @@ class Supervisor:
         self._fresh_memory: dict[str, int] = {}  # of the first worker of each environment when it stood
         self._workers: dict[int, WorkerProcess] = {}
         self._pace: dict[int, Pace] = {}
-        self._replace_at_end: set[int] = set()  # slots whose worker is to go when its episode is over
         self._stock: dict[str, list[WorkerProcess]] = {name: [] for name in names}
         self._spare_failures = dict.fromkeys(names, 0)
         self._spare_not_before = dict.fromkeys(names, 0.0)
@@ -326,23 +325,27 @@ class Supervisor:
             if lease is not None:
                 self._free(lease, "released")
 
-    def replace(self, numbers: list[int], reason: str) -> None:
-        """Has the workers of these slots replaced: at the end of the episode that runs there, else now.
+    def release_by_hand(self, number: int) -> str:
+        """Ends the worker of a slot now and has it replaced; one in quarantine is tried at once. Says what was done.
+
+        Its holder, if any, loses the step under way, and keeps the slot.
 
         Raises:
-            LeaseLost: there is no such slot.
+            NoFreeSlot: there is no such slot.
         """
         with self._lock:
-            for number in numbers:
-                if not 0 <= number < len(self.slots):
-                    raise LeaseLost("this farm has no slot %r; it has 0 to %d" % (number, len(self.slots) - 1))
-            for number in numbers:
-                slot = self.slots[number]
-                if slot.state is State.IDLE:
-                    self._recycle(slot, reason)
-                elif slot.state is not State.EMPTY:
-                    self._replace_at_end.add(number)
-        self._bell.ring()
+            if not (isinstance(number, int) and 0 <= number < len(self.slots)):
+                raise NoFreeSlot("this farm has no slot %r; it has 0 to %d" % (number, len(self.slots) - 1))
+            slot = self.slots[number]
+            slot.failures = slot.barren = 0
+            self._not_before[number] = 0.0
+            worker = self._workers.get(number)
+            if worker is None:
+                self._bell.ring()
+                return "slot %d has no worker; one is tried now" % number
+            pid = worker.pid
+            self._end(worker, "%s was released by hand" % worker.name(), "crashed", by_hand=True)
+            return "slot %d: the worker (pid %d) was ended, a new one takes its place" % (number, pid)
 
     def status(self) -> list[dict[str, Any]]:
         """A row for each slot: plain numbers and words."""
@@ -480,9 +483,6 @@ class Supervisor:
                 self._attend(worker, "exit")  # nothing else tells it here
                 due.append(REAP_EVERY)
             due.append(worker.deadline - now)
-        for slot in self.slots:
-            if slot.number in self._replace_at_end and slot.state is State.IDLE:
-                self._recycle(slot, "by hand")  # its episode was left by its holder
         due += [self._fill_slots(now), self._fill_stock(now)]
         for worker in self._workers.values():
             self._watch_writing(worker)
@@ -627,7 +627,6 @@ class Supervisor:
         worker.slot = slot.number
         self._workers[slot.number] = worker
         self._pace[slot.number] = Pace()
-        self._replace_at_end.discard(slot.number)
         slot.started(worker.pid)
         if worker.ready is not None:
             self._stands(slot, worker)
@@ -794,8 +793,6 @@ class Supervisor:
                 self._recycle(slot, reason)
 
     def _why_recycle(self, slot: Slot, worker: WorkerProcess, over: bool) -> str | None:
-        if slot.number in self._replace_at_end:
-            return "by hand"
         limits = self.limits
         if limits.recycle_memory is not None or limits.memory_share is not None:
             now = time.monotonic()
@@ -837,7 +834,7 @@ class Supervisor:
             if watched is not None and watched in self._selector.get_map():
                 self._selector.unregister(watched)
 
-    def _end(self, worker: WorkerProcess, why: str | None, bucket: str) -> None:
+    def _end(self, worker: WorkerProcess, why: str | None, bucket: str, by_hand: bool = False) -> None:
         """Ends what is left of a worker, and tells its slot; `why` is None when it ended by itself."""
         if not self._is_here(worker):
             return
@@ -847,7 +844,7 @@ class Supervisor:
         obituary = worker.kill()
         self._leaving.append(worker)
         if worker.slot is not None:
-            lived = time.monotonic() - worker.stood
+            lived = FOREVER if by_hand else time.monotonic() - worker.stood
             self._buried(self.slots[worker.slot], why or obituary, bucket, lived)
         elif worker.ready is None:
             self._spare_failed(worker.env, why or obituary)
