@@ -144,6 +144,11 @@ class WorkerProcess:
         return due
 
     @property
+    def is_asked(self) -> bool:
+        """Whether a reply is due."""
+        return bool(self._due)
+
+    @property
     def at(self) -> tuple[int, float, int]:
         """What it is at, as `done` returns it."""
         return self._due[0]

@@ -742,6 +742,9 @@ class Supervisor:
                 self._doom(worker, None, "crashed", LAST_WORDS)  # its pipe is closed, it is about to end
 
     def _said(self, worker: WorkerProcess, kind: int, flags: int, ticket: int, body: bytes) -> None:
+        if not worker.is_asked:
+            self._end(worker, "%s answered what nobody had asked" % worker.name() + worker.evidence(), "crashed")
+            return
         due, _, repeat = worker.done()
         if due == protocol.CONSTRUCT:
             if kind == protocol.READY:
