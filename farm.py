@@ -12,11 +12,13 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import simulators
 from farmhand.catalog import Catalog
+from farmhand.control import Control, ask
 from farmhand.limits import FACTOR, FLOOR, SHARE, Limits, memory_share, parse_size
 from farmhand.service import FarmDaemon, check_host
 from farmhand.supervisor import Supervisor, check_python
@@ -69,10 +71,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     _add_limits(parser)
     parser.add_argument(
+        "--release",
+        type=int,
+        metavar="SLOT",
+        help="have a farm that runs here, at --port, end the worker of a slot and start a new one; no farm is started",
+    )
+    parser.add_argument(
         "--until-eof", action="store_true", help="stop when stdin closes, for a farm that another program starts"
     )
     args = parser.parse_args(argv)
-    if not args.env and args.new_key is None:
+    if not args.env and args.new_key is None and args.release is None:
         parser.error("the following arguments are required: ENV")
     if args.slots < 1:
         parser.error("--slots must be at least 1, not %d" % args.slots)
@@ -162,11 +170,12 @@ def run(args: argparse.Namespace, stop: threading.Event) -> None:
     version = check_python(args.python)
     daemon = FarmDaemon(args.host, args.port, key)
     port = int(daemon.locationStr.rpartition(":")[2])
-    log_dir = args.log_dir or os.path.join("logs", "farm-%d" % port)
-    supervisor = Supervisor(catalog, args.slots, args.python, log_dir, limits_of(args), args.black_box)
+    supervisor = Supervisor(catalog, args.slots, args.python, log_dir(args, port), limits_of(args), args.black_box)
+    control: Control | None = None
     serving = threading.Thread(target=daemon.requestLoop, name="pyro", daemon=True)
     try:
         supervisor.start()
+        control = Control(supervisor.log_dir, {"release": supervisor.release_by_hand})
         daemon.offer(supervisor)
         serving.start()
         say(supervisor, version, args.host, port, key is not None)
@@ -177,11 +186,18 @@ def run(args: argparse.Namespace, stop: threading.Event) -> None:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # the end is under way and has a limit
+        if control is not None:
+            control.close()
         supervisor.stop("the farm stops")
         if serving.ident is not None:
             daemon.shutdown()
             serving.join(1.0)
         daemon.close()
+
+
+def log_dir(args: argparse.Namespace, port: int) -> Path:
+    """Where the farm at this port has its logs."""
+    return Path(args.log_dir or os.path.join("logs", "farm-%d" % port))
 
 
 def say(supervisor: Supervisor, version: str, host: str, port: int, has_key: bool) -> None:
@@ -231,6 +247,13 @@ def main(argv: list[str] | None = None) -> int:
     if args.new_key is not None:
         return make_key(args.new_key)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
+    if args.release is not None:
+        try:
+            print(ask(log_dir(args, args.port), "release", args.release))
+        except StartError as error:
+            print("farm.py: %s" % error, file=sys.stderr)
+            return 2
+        return 0
     stop = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:

@@ -17,6 +17,7 @@ from wire import codec
 _LENGTH = struct.Struct("<I")
 _LENGTH_AT, _HEADER_AT = 8, 12  # after the magic and the checksum
 _REPEAT = re.compile(rb'"repeat":(\d{1,9})\}$')
+LONGEST = 1e9  #: s; what says more is no time
 _TAIL = 32  # bytes; both numbers stand in these
 
 
@@ -42,6 +43,6 @@ def seconds_of(body: bytes) -> float:
     """The seconds at the end of an OBSERVATION or a TRANSITION; 0 when there are none."""
     number = _end_of_header(body).rpartition(b",")[2].rstrip(b"]")
     try:
-        return max(0.0, float(number))
+        return min(max(0.0, float(number)), LONGEST)
     except ValueError:
         return 0.0

@@ -52,6 +52,7 @@ class WorkerProcess:
         self.log = log
         self.mark = uuid.uuid4().hex
         self.ready: bytes | None = None
+        self.began = time.monotonic()
         self.stood = 0.0  # when its environment was built
         self.received = 0  # bytes
         self.in_the_middle = False  # a part of a frame has come, and not all of it
@@ -141,6 +142,11 @@ class WorkerProcess:
         due = self._due.popleft()
         self.deadline = time.monotonic() + self._due[0][1] if self._due else FOREVER
         return due
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a reply is due."""
+        return bool(self._due)
 
     @property
     def at(self) -> tuple[int, float, int]:

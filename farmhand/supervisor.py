@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from farmhand import limits as rules
 from farmhand import tree
 from farmhand.blackbox import Recorder
@@ -136,7 +138,6 @@ class Supervisor:
         self._fresh_memory: dict[str, int] = {}  # of the first worker of each environment when it stood
         self._workers: dict[int, WorkerProcess] = {}
         self._pace: dict[int, Pace] = {}
-        self._replace_at_end: set[int] = set()  # slots whose worker is to go when its episode is over
         self._stock: dict[str, list[WorkerProcess]] = {name: [] for name in names}
         self._spare_failures = dict.fromkeys(names, 0)
         self._spare_not_before = dict.fromkeys(names, 0.0)
@@ -355,23 +356,27 @@ class Supervisor:
                 lease.outbox = [(number, reply) for number, reply in lease.outbox if number not in gone]
                 self._free_slots(gone, "released")
 
-    def replace(self, numbers: list[int], reason: str) -> None:
-        """Has the workers of these slots replaced: at the end of the episode that runs there, else now.
+    def release_by_hand(self, number: int) -> str:
+        """Ends the worker of a slot now and has it replaced; one in quarantine is tried at once. Says what was done.
+
+        Its holder, if any, loses the step under way, and keeps the slot.
 
         Raises:
-            LeaseLost: there is no such slot.
+            NoFreeSlot: there is no such slot.
         """
         with self._lock:
-            for number in numbers:
-                if not 0 <= number < len(self.slots):
-                    raise LeaseLost("this farm has no slot %r; it has 0 to %d" % (number, len(self.slots) - 1))
-            for number in numbers:
-                slot = self.slots[number]
-                if slot.state is State.IDLE:
-                    self._recycle(slot, reason)
-                elif slot.state is not State.EMPTY:
-                    self._replace_at_end.add(number)
-        self._bell.ring()
+            if not (isinstance(number, int) and 0 <= number < len(self.slots)):
+                raise NoFreeSlot("this farm has no slot %r; it has 0 to %d" % (number, len(self.slots) - 1))
+            slot = self.slots[number]
+            slot.failures = slot.barren = 0
+            self._not_before[number] = 0.0
+            worker = self._workers.get(number)
+            if worker is None:
+                self._bell.ring()
+                return "slot %d has no worker; one is tried now" % number
+            pid = worker.pid
+            self._end(worker, "%s was released by hand" % worker.name(), "crashed", by_hand=True)
+            return "slot %d: the worker (pid %d) was ended, a new one takes its place" % (number, pid)
 
     def status(self) -> list[dict[str, Any]]:
         """A row for each slot: plain numbers and words."""
@@ -521,9 +526,6 @@ class Supervisor:
                 self._attend(worker, "exit")  # nothing else tells it here
                 due.append(REAP_EVERY)
             due.append(worker.deadline - now)
-        for slot in self.slots:
-            if slot.number in self._replace_at_end and slot.state is State.IDLE:
-                self._recycle(slot, "by hand")  # its episode was left by its holder
         due += [self._fill_slots(now), self._fill_stock(now)]
         for worker in self._workers.values():
             self._watch_writing(worker)
@@ -547,7 +549,12 @@ class Supervisor:
         if worker.in_the_middle and not worker.extended:
             worker.extended, worker.deadline = True, now + REST_OF_FRAME
             return
-        self._doom(worker, self._too_long(worker, kind, seconds, repeat), "timed out", TRACE_TIME)
+        state = tree.state(worker.pid)
+        why = self._too_long(worker, kind, seconds, repeat, state)
+        if state == psutil.STATUS_STOPPED:
+            self._end(worker, why + worker.evidence(), "timed out")
+            return
+        self._doom(worker, why, "timed out", TRACE_TIME)
         worker.ask_for_trace()
 
     def _doom(self, worker: WorkerProcess, why: str | None, bucket: str, seconds: float) -> None:
@@ -556,7 +563,7 @@ class Supervisor:
         worker.doom, worker.deadline = (why, bucket), time.monotonic() + seconds
         self._bell.ring()
 
-    def _too_long(self, worker: WorkerProcess, kind: int, seconds: float, repeat: int) -> str:
+    def _too_long(self, worker: WorkerProcess, kind: int, seconds: float, repeat: int, state: str) -> str:
         if kind == protocol.CONSTRUCT:
             return "%s %s" % (worker.env, self._not_built(seconds))
         assert worker.slot is not None
@@ -572,7 +579,7 @@ class Supervisor:
             seconds,
             limit.origin(),
             "--step-timeout" if step else "--reset-timeout",
-            tree.state(worker.pid),
+            state,
         )
 
     def _not_built(self, limit: float) -> str:
@@ -663,7 +670,6 @@ class Supervisor:
         worker.slot = slot.number
         self._workers[slot.number] = worker
         self._pace[slot.number] = Pace()
-        self._replace_at_end.discard(slot.number)
         slot.started(worker.pid)
         if worker.ready is not None:
             self._stands(slot, worker)
@@ -779,6 +785,9 @@ class Supervisor:
                 self._doom(worker, None, "crashed", LAST_WORDS)  # its pipe is closed, it is about to end
 
     def _said(self, worker: WorkerProcess, kind: int, flags: int, ticket: int, body: bytes) -> None:
+        if not worker.is_asked:
+            self._end(worker, "%s answered what nobody had asked" % worker.name() + worker.evidence(), "crashed")
+            return
         due, _, repeat = worker.done()
         if due == protocol.CONSTRUCT:
             if kind == protocol.READY:
@@ -809,7 +818,13 @@ class Supervisor:
             self._give(slot, protocol.RESET, held, frame)
         self._watch(slot)
         self._changed.notify_all()
-        log.info("slot %d: %s is ready (pid %d)", slot.number, slot.env, worker.pid)
+        log.info(
+            "slot %d: %s is ready (pid %d, built in %.2f s)",
+            slot.number,
+            slot.env,
+            worker.pid,
+            worker.stood - worker.began,
+        )
 
     def _measure(self, slot: Slot, worker: WorkerProcess, kind: int, flags: int, seconds: float) -> None:
         """Learns from what a command took, and replaces the worker if it has served its time."""
@@ -827,8 +842,6 @@ class Supervisor:
                 self._recycle(slot, reason)
 
     def _why_recycle(self, slot: Slot, worker: WorkerProcess, over: bool) -> str | None:
-        if slot.number in self._replace_at_end:
-            return "by hand"
         limits = self.limits
         if limits.recycle_memory is not None or limits.memory_share is not None:
             now = time.monotonic()
@@ -871,7 +884,7 @@ class Supervisor:
             if watched is not None and watched in self._selector.get_map():
                 self._selector.unregister(watched)
 
-    def _end(self, worker: WorkerProcess, why: str | None, bucket: str) -> None:
+    def _end(self, worker: WorkerProcess, why: str | None, bucket: str, by_hand: bool = False) -> None:
         """Ends what is left of a worker, and tells its slot; `why` is None when it ended by itself."""
         if not self._is_here(worker):
             return
@@ -881,9 +894,10 @@ class Supervisor:
         obituary = worker.kill()
         self._leaving.append(worker)
         if worker.slot is not None:
-            slot, lived = self.slots[worker.slot], time.monotonic() - worker.stood
+            slot = self.slots[worker.slot]
+            lived = FOREVER if by_hand else time.monotonic() - worker.stood
             box = ""
-            if slot.env in self.ready:  # before that, the environment never stood
+            if slot.env in self.ready and not by_hand:  # before that, the environment never stood
                 order = self.catalog.order(slot.env)
                 box = self._recorder.ended(slot, worker, why or obituary, order, bucket, by_farm=why is not None)
             self._buried(slot, why or obituary, bucket, lived, box)
@@ -906,7 +920,8 @@ class Supervisor:
         self._bell.ring()
         self._changed.notify_all()
         if not self._stopping and slot.env in self.ready:  # before that, `start` raises it
-            log.warning("%s; %s", why, _what_next(slot, pause))
+            first, newline, rest = why.partition("\n")
+            log.warning("%s; %s%s", first, _what_next(slot, pause), newline + rest)
 
     def _ring(self, worker: WorkerProcess) -> None:
         if worker.slot is not None:

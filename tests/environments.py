@@ -9,6 +9,7 @@ import collections
 import ctypes
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -377,5 +378,19 @@ class ParentEnv(CountingEnv):
 
     def step(self, action):
         if float(np.asarray(action).reshape(-1)[0]) > 0.5:
+            hang("asleep")
+        return CountingEnv.step(self, action)
+
+
+class AnsweringEnv(CountingEnv):
+    """Writes a reply into the farm's pipe that nobody has asked for, at the step whose action is over 0.5."""
+
+    def step(self, action):
+        if float(np.asarray(action).reshape(-1)[0]) > 0.5:
+            for fd in range(3, 20):
+                try:
+                    os.write(fd, struct.pack("!BBQI", 13, 0, 7, 0) * 2)
+                except OSError:
+                    pass
             hang("asleep")
         return CountingEnv.step(self, action)

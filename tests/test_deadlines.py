@@ -94,6 +94,13 @@ def test_what_is_no_step_has_no_repeat_and_no_seconds(body):
     assert peek.seconds_of(body) == 0.0 or body == codec.encode([1])
 
 
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
+def test_what_is_no_time_is_none(seconds):
+    limit = TimeLimit(None, enough=2)
+    limit.saw(peek.seconds_of(codec.encode((1, {}, seconds))))
+    assert limit.seconds >= UNKNOWN
+
+
 @pytest.mark.parametrize("seconds", [0.0, 1e-9, 0.0123, 3.5e-05, 12345.678])
 def test_the_seconds_of_a_result_are_read_without_its_observation(seconds):
     for info in ({}, {"a": [1, (2, 3)], "b": "]},"}):
@@ -235,6 +242,15 @@ def test_nothing_that_a_worker_started_outlives_it(tmp_path, end):
         with pytest.raises(Lost):
             holder.step(action=1.0)
         poll_until(lambda: all(map(is_gone, started)), 5, "the end of its children")
+
+
+def test_a_worker_that_answers_what_nobody_asked_is_ended():
+    with supervised("AnsweringEnv") as supervisor:
+        holder = Holder(supervisor)
+        holder.reset()
+        holder.give_step(action=1.0)
+        poll_until(lambda: supervisor.status()[0]["starts"] == 2, 10, "another worker")
+        wait_until_idle(supervisor)
 
 
 def test_a_farm_with_a_limit_and_its_farmer_go_on_after_a_hang():

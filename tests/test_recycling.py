@@ -1,17 +1,23 @@
 """Workers that have served their time, spares that take their place, and slots that cannot start."""
 
+import json
 import os
 import re
 import signal
+import socket
+import subprocess
+import sys
 import time
 
 import psutil
 import pytest
-from farms import is_gone, running_farm, workers_of
+from farms import ROOT, is_gone, running_farm, workers_of
 from helpers import poll_until
 from supervised import Holder, Lost, supervised, wait_until_idle
 
+from farmer import Farmer
 from farmhand import tree
+from farmhand.control import Control, ask
 from farmhand.limits import (
     BACK_OFF,
     BLOCK_STEPS,
@@ -188,22 +194,6 @@ def test_a_replaced_worker_that_does_not_close_is_killed():
         poll_until(lambda: is_gone(before), 10, "its end")
 
 
-def test_a_slot_is_replaced_by_hand_between_two_episodes():
-    with supervised("CountingEnv", slots=2) as supervisor:
-        holder = Holder(supervisor)
-        holder.reset(0)
-        before = [row["pid"] for row in supervisor.status()]
-        supervisor.replace([0, 1], "by hand")
-        wait_until_idle(supervisor)
-        now = [row["pid"] for row in supervisor.status()]
-        assert (now[0] == before[0], now[1] == before[1]) == (True, False), "an episode runs in slot 0"
-        for _ in range(5):
-            holder.step(0)
-        holder.reset(0)
-        assert supervisor.status()[0]["pid"] not in before
-        assert [row["recycled"] for row in supervisor.status()] == [{"by hand": 1}] * 2
-
-
 # The cap.
 
 
@@ -377,3 +367,80 @@ def eleven_and_one(holder):
     for _ in range(11):
         holder.step()
     holder.step()
+
+
+# By hand.
+
+
+def release(farm, slot):
+    """farm.py --release, as the farm's owner types it: (exit code, what it said)."""
+    command = [sys.executable, str(ROOT / "farm.py"), "--release", str(slot), "--log-dir", str(farm.folder / "logs")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL, check=False)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_slot_of_a_running_farm_is_released_by_hand():
+    with running_farm("environments:SlowEnv", slots=2) as farm:
+        before = farm.workers()
+        with Farmer("environments:SlowEnv", [(farm.address, 2)]) as farmer:
+            farmer.reset([0, 1])
+            farmer.recv(min_ready=2)
+            farmer.send([[60.0], [0.0]], [0, 1])
+            assert not farmer.recv().lost.any()
+            code, said = release(farm, 0)
+            assert (code, said) == (0, "slot 0: the worker (pid %d) was ended, a new one takes its place\n" % before[0])
+            (row,) = farmer.collect(1, 10.0)
+            assert "was released by hand" in row.info["lost"]
+            farmer.reset([0])
+            assert not farmer.recv().lost.any(), "its holder has it still"
+        assert farm.workers()[1] == before[1]
+        assert release(farm, 2) == (2, "farm.py: this farm has no slot 2; it has 0 to 1\n")
+        assert os.stat(farm.folder / "logs" / "control").st_mode & 0o777 == 0o600
+
+
+def test_a_release_without_a_farm_says_so(tmp_path):
+    command = [sys.executable, str(ROOT / "farm.py"), "--release", "0", "--log-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL, check=False)
+    assert done.returncode == 2
+    assert "no farm of this user answers at %s" % tmp_path in done.stderr
+    assert "--port" in done.stderr
+
+
+def test_a_slot_in_quarantine_is_tried_at_once_when_it_is_released(tmp_path):
+    trap = tmp_path / "trap"
+    with supervised("DyingEnv", kwargs={"at": 0, "trap": str(trap)}) as supervisor:
+        trap.touch()
+        os.kill(supervisor.status()[0]["pid"], signal.SIGKILL)
+        poll_until(lambda: (supervisor.status()[0]["next_try_s"] or 0) > 3.0, 20, "the third failure")
+        trap.unlink()
+        began = time.monotonic()
+        assert supervisor.release_by_hand(0) == "slot 0 has no worker; one is tried now"
+        wait_until_idle(supervisor)
+        assert time.monotonic() - began < 3.0
+
+
+def test_releases_by_hand_are_no_failures():
+    with supervised("CountingEnv") as supervisor:
+        for _ in range(4):
+            supervisor.release_by_hand(0)
+            assert supervisor.status()[0]["state"] != "quarantined"
+            wait_until_idle(supervisor)
+
+
+@pytest.mark.parametrize(
+    "request_", [b"", b"junk", b"[]", b"{}", b'{"stop": 1}', b'{"release": [1]}', b'{"release": "0"}']
+)
+def test_what_is_no_request_is_refused_and_the_next_one_is_answered(tmp_path, request_):
+    with supervised("CountingEnv") as supervisor:
+        control = Control(tmp_path, {"release": supervisor.release_by_hand})
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(tmp_path / "control"))
+                connection.sendall(request_)
+                connection.shutdown(socket.SHUT_WR)
+                assert "error" in json.loads(connection.recv(4096))
+            assert "was ended" in ask(tmp_path, "release", 0)
+        finally:
+            control.close()
+        assert list(tmp_path.iterdir()) == []
