@@ -9,15 +9,18 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 import time
 from typing import Any
 
 import Pyro4
 import Pyro4.errors
+import Pyro4.util
+from Pyro4.socketutil import SocketConnection
 
 from farmer.farmlist import FarmAddress, load_farmlist
 from farmer.tunnel import Tunnel
-from wire import auth, protocol
+from wire import auth, protocol, sealed
 from wire.errors import (
     FarmError,
     FarmLost,
@@ -221,19 +224,77 @@ def _close(sock: socket.socket | None) -> None:
             sock.close()
 
 
+_MSGPACK = Pyro4.util.MsgpackSerializer()
+
+
 class _Proven(Pyro4.Proxy):
     """A proxy over a connection that has proven its key. Both ends sign all messages with a key of this connection."""
+
+    _pyroSeq: int
+    _seal: sealed.Seal
+    _busy: threading.Lock
 
     def __init__(self, name: str, sock: socket.socket, session: bytes, limit: float):
         super().__init__(name, connected_socket=sock)
         self._pyroHmacKey = session
         self._pyroTimeout = limit
-        self._pyroConnection.keep_open = False  # it is ours to close, and after an error it must be
+        object.__setattr__(self, "_seal", sealed.Seal(session))
+        object.__setattr__(self, "_busy", threading.Lock())
+        self._pyroConnection = _Line(sock, name)  # not the one that Pyro4 made, which would be left open after an error
+
+    def _pyroInvoke(self, methodname: str, vargs: Any, kwargs: Any, flags: int = 0, objectId: str | None = None) -> Any:
+        """Pyro4's call, with messages that are made and read faster; before the key is set there is nothing to ask."""
+        with self._busy:
+            line = self._pyroConnection
+            if line is None:
+                raise Pyro4.errors.ConnectionClosedError("the connection to the farm is closed; open another")
+            call = (objectId or line.objectId, methodname, vargs, kwargs)
+            self._pyroSeq = (self._pyroSeq + 1) & 0xFFFF
+            try:
+                line.send(sealed.packed(sealed.INVOKE, self._pyroSeq, _MSGPACK.dumps(call), self._seal))
+                kind, answer, seq, _, body = sealed.read(line.recv, self._seal, protocol.MAX_BODY)
+                if (kind, seq) != (sealed.RESULT, self._pyroSeq):
+                    raise sealed.BadMessage("an answer to something else")
+            except sealed.BadMessage as error:
+                self._pyroRelease()
+                raise Pyro4.errors.ProtocolError(str(error)) from None
+            except BaseException:  # also Ctrl-C: what is still to come would be taken for the next call's answer
+                self._pyroRelease()
+                raise
+        if answer & sealed.EXCEPTION:
+            raise _MSGPACK.loads(body)
+        return _MSGPACK.loads(body)
 
     def _pyroGetMetadata(self, objectId: str | None = None, known_metadata: Any = None) -> None:
         # Pyro4 asks for this already while it is made, when it cannot sign yet; a script's first call asks again.
         if self._pyroHmacKey is not None:
             super()._pyroGetMetadata(objectId, known_metadata)
+
+
+class _Line(SocketConnection):
+    """Pyro4 asks for a message in three parts; here the first takes from the socket all that is there."""
+
+    def __init__(self, sock: socket.socket, name: str):
+        super().__init__(sock, name)
+        self._ahead = b""
+
+    def recv(self, size: int) -> bytes:
+        """Exactly `size` bytes."""
+        parts, got = [self._ahead], len(self._ahead)
+        while got < size:
+            try:
+                part = self.sock.recv(max(1 << 14, min(size - got, 1 << 20)))
+            except TimeoutError:
+                raise Pyro4.errors.TimeoutError("receiving: timeout") from None
+            except OSError as error:
+                raise Pyro4.errors.ConnectionClosedError("receiving: connection lost: %s" % error) from None
+            if not part:
+                raise Pyro4.errors.ConnectionClosedError("receiving: the farm closed the connection")
+            parts.append(part)
+            got += len(part)
+        data = b"".join(parts)
+        self._ahead = data[size:]
+        return data[:size]
 
 
 #: What comes from something that listens, but does not speak as a farm does.

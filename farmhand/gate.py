@@ -38,16 +38,16 @@ from Pyro4.socketserver.threadpool import NoFreeWorkersError
 from Pyro4.socketserver.threadpoolserver import ClientConnectionJob, SocketServer_Threadpool
 from Pyro4.socketutil import SocketConnection
 
-from wire import auth
+from wire import auth, sealed
 
 PROOF_LIMIT = 5.0  #: s from the connection to the end of its proof or greeting
 MESSAGE_LIMIT = 10.0  #: s for a message that has begun, and for an answer to be taken (COMMTIMEOUT)
 FIRST_CALL_LIMIT = 60.0  #: s for the first call on a connection that was let in; a script's user may be typing it
 GREETING_LIMIT = 1 << 16  #: bytes before a caller is known
+AT_ONCE = 1 << 14  #: bytes that are taken from a socket at a time, or more where a message is longer
 NEWCOMERS = 256  #: at a time; one more, and the one who has waited longest goes
 BACKLOG = 1024  #: connections that the system keeps until they are accepted; Pyro4 has 100
 PAUSE = 0.1  #: s without accepting, when this process has no file descriptor left
-MSGPACK = 6  #: Pyro4's number of the only serializer that a farm takes
 ALIVE = ((10, "TCP_KEEPIDLE"), (5, "TCP_KEEPINTVL"), (3, "TCP_KEEPCNT"))  # a machine that vanished is noticed in 25 s
 
 log = logging.getLogger("farm")
@@ -269,7 +269,7 @@ def _tell(newcomer: Newcomer, answer: bytes) -> bool:
 
 def _failure(text: str) -> bytes:
     """What Pyro4's own clients understand as a refusal."""
-    return message.Message(message.MSG_CONNECTFAIL, msgpack.packb(text), MSGPACK, 0, 0).to_bytes()
+    return message.Message(message.MSG_CONNECTFAIL, msgpack.packb(text), sealed.MSGPACK, 0, 0).to_bytes()
 
 
 class _Session(ClientConnectionJob):
@@ -330,28 +330,30 @@ class Line(SocketConnection):
         self._first_call = None
 
     def recv(self, size: int) -> bytes:
-        """Exactly `size` bytes; memory grows with what is really there, not with what a header says."""
+        """Exactly `size` bytes. Memory grows with what is really there, not with what a header says.
+
+        What comes with them is kept for the next call: a message is asked for in three parts and mostly there at once.
+        """
         if size < 0:
             raise Pyro4.errors.ProtocolError("a message of %d bytes" % size)
-        data = self._part(size)
-        if len(data) == size:
-            return data
-        parts, left = [data], size - len(data)
-        while left:
+        if self._deadline is None and self._ahead:
+            self._deadline = time.monotonic() + MESSAGE_LIMIT
+        data = self._ahead
+        if len(data) < size:
+            data = self._more(size)
+        self._ahead = data[size:]
+        return data[:size]
+
+    def _more(self, size: int) -> bytes:
+        parts, got = [self._ahead], len(self._ahead)
+        while got < size:
             if self._deadline is not None and time.monotonic() > self._deadline:
                 raise Pyro4.errors.TimeoutError("a message was not whole within %g s" % MESSAGE_LIMIT)
-            parts.append(self._part(left))
-            left -= len(parts[-1])
+            parts.append(self._from_socket(max(AT_ONCE, min(size - got, 1 << 20))))
+            got += len(parts[-1])
+            if self._deadline is None:
+                self._deadline = time.monotonic() + MESSAGE_LIMIT
         return b"".join(parts)
-
-    def _part(self, size: int) -> bytes:
-        if self._ahead:
-            data, self._ahead = self._ahead[:size], self._ahead[size:]
-        else:
-            data = self._from_socket(min(size, 1 << 20)) if size else b""
-        if self._deadline is None:
-            self._deadline = time.monotonic() + MESSAGE_LIMIT
-        return data
 
     def _from_socket(self, size: int) -> bytes:
         while True:
@@ -365,7 +367,7 @@ class Line(SocketConnection):
                 raise Pyro4.errors.ConnectionClosedError("receiving: %s" % error) from None
             if not data:
                 raise Pyro4.errors.ConnectionClosedError("receiving: the other end closed it")
-            return data
+            return bytes(data)
 
 
 class GuardedDaemon(Pyro4.Daemon):
@@ -375,16 +377,18 @@ class GuardedDaemon(Pyro4.Daemon):
 
     def __init__(self, host: str, port: int, key: bytes | None):
         self._session = threading.local()  # of the connection that a thread serves
+        self._serializer = Pyro4.util.MsgpackSerializer()
         super().__init__(host=host, port=port)
         self.transportServer = Gate(self.transportServer, key)
 
     def begin_session(self, key: bytes | None) -> None:
         """This thread serves another connection from now on."""
         self._session.key = key
+        self._session.seal = None if key is None else sealed.Seal(key)
 
     @property
     def _pyroHmacKey(self) -> bytes | None:
-        """Pyro4 signs and checks every message with it; here each connection has its own."""
+        """Pyro4 signs the errors of calls with it; here each connection has its own."""
         return getattr(self._session, "key", None)
 
     def _handshake(self, conn: Line, denied_reason: str | None = None) -> bool:
@@ -394,7 +398,7 @@ class GuardedDaemon(Pyro4.Daemon):
         try:
             if denied_reason:
                 raise Pyro4.errors.CommunicationError(denied_reason)
-            greeting = _decoded(asked, message.FLAGS_META_ON_CONNECT)
+            greeting = _decoded(asked.data, asked.serializer_id, asked.flags, message.FLAGS_META_ON_CONNECT)
             response = self.validateHandshake(conn, greeting["handshake"])
             if asked.flags & message.FLAGS_META_ON_CONNECT:
                 known = self.objectsById[Pyro4.constants.DAEMON_NAME]
@@ -403,7 +407,7 @@ class GuardedDaemon(Pyro4.Daemon):
             conn.send(_failure(str(error)))
             return False
         body = msgpack.packb(response)
-        conn.send(message.Message(message.MSG_CONNECTOK, body, MSGPACK, asked.flags, asked.seq).to_bytes())
+        conn.send(message.Message(message.MSG_CONNECTOK, body, sealed.MSGPACK, asked.flags, asked.seq).to_bytes())
         return True
 
     def handleRequest(self, conn: Line) -> None:
@@ -413,31 +417,34 @@ class GuardedDaemon(Pyro4.Daemon):
             Pyro4.errors.PyroError: the connection is broken, or is not to be listened to any longer.
         """
         conn.begin()
-        key = self._pyroHmacKey
-        asked = message.Message.recv(conn, [message.MSG_INVOKE, message.MSG_PING], hmac_key=key)
-        if asked.type == message.MSG_PING:
-            conn.send(message.Message(message.MSG_PING, b"pong", MSGPACK, 0, asked.seq, hmac_key=key).to_bytes())
-            return
+        seal = getattr(self._session, "seal", None)
         try:
-            method, args, kwargs = self._call(asked)
+            kind, flags, seq, serializer, body = sealed.read(conn.recv, seal, Pyro4.config.MAX_MESSAGE_SIZE)
+        except sealed.BadMessage as error:
+            raise Pyro4.errors.SecurityError(str(error)) from None
+        if kind == sealed.PING:
+            conn.send(sealed.packed(sealed.PING, seq, b"pong", seal))
+            return
+        if kind != sealed.INVOKE:
+            raise Pyro4.errors.ProtocolError("a message of kind %d is no call" % kind)
+        try:
+            method, args, kwargs = self._call(_decoded(body, serializer, flags))
             Pyro4.current_context.client = conn
-            Pyro4.current_context.response_annotations = {}
             conn.used()
-            body, _ = Pyro4.util.get_serializer("msgpack").serializeData(method(*args, **kwargs))
-            reply = message.Message(message.MSG_RESULT, body, MSGPACK, 0, asked.seq, hmac_key=key)
+            result = self._serializer.dumps(method(*args, **kwargs))
+            reply = sealed.packed(sealed.RESULT, seq, result, seal)
         except Exception as error:  # of the call: the caller gets it
             lines = Pyro4.util.formatTraceback(detailed=False)
-            self._sendExceptionResponse(conn, asked.seq, MSGPACK, error, lines)
+            self._sendExceptionResponse(conn, seq, sealed.MSGPACK, error, lines)
             return
-        conn.send(reply.to_bytes())
+        conn.send(reply)
 
-    def _call(self, asked: message.Message) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
-        """The method that a message names, and its arguments.
+    def _call(self, call: Any) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
+        """The method that a call names, and its arguments.
 
         Raises:
             Pyro4.errors.PyroError, AttributeError: it names none that may be called.
         """
-        call = _decoded(asked, 0)
         if not isinstance(call, list) or len(call) != 4:
             raise Pyro4.errors.ProtocolError("no call")
         name, method, args, kwargs = call
@@ -451,18 +458,18 @@ class GuardedDaemon(Pyro4.Daemon):
         return Pyro4.util.getAttribute(target, method), args, kwargs
 
 
-def _decoded(asked: message.Message, allowed_flags: int) -> Any:
-    """The plain data in a message.
+def _decoded(body: bytes, serializer: int, flags: int, allowed_flags: int = 0) -> Any:
+    """The plain data in a message's body.
 
     Pyro4's own decoding makes objects of dicts with "__class__" in them, expands zlib without a limit, and gives one
     kind of message to marshal. None of that happens here.
     """
-    if asked.serializer_id != MSGPACK:
+    if serializer != sealed.MSGPACK:
         raise Pyro4.errors.SerializeError('a farm speaks msgpack only: set Pyro4.config.SERIALIZER = "msgpack"')
-    if asked.flags & ~allowed_flags:
+    if flags & ~allowed_flags:
         raise Pyro4.errors.ProtocolError("a farm takes plain calls only: no batches, no compression, no one-way calls")
     # timestamp=1: as floats, or msgpack would make objects of its own.
-    return msgpack.unpackb(asked.data, raw=False, ext_hook=_number, timestamp=1)
+    return msgpack.unpackb(body, raw=False, ext_hook=_number, timestamp=1)
 
 
 def _number(code: int, data: bytes) -> int:
