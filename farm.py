@@ -104,6 +104,8 @@ def run(args: argparse.Namespace, stop: threading.Event) -> None:
     check_host(args.host)
     catalog = Catalog(args.env, args.env_kwargs, check_bounds=args.check_bounds == "on")
     version = check_python(args.python)
+    if args.black_box is not None:
+        make_folder(args.black_box)
     daemon = FarmDaemon(args.host, args.port)
     port = int(daemon.locationStr.rpartition(":")[2])
     log_dir = args.log_dir or os.path.join("logs", "farm-%d" % port)
@@ -126,6 +128,21 @@ def run(args: argparse.Namespace, stop: threading.Event) -> None:
             daemon.shutdown()
             serving.join(1.0)
         daemon.close()
+
+
+def make_folder(path: str) -> None:
+    """Makes the folder for black boxes now: the first one comes when something else has gone wrong already.
+
+    Raises:
+        StartError: it cannot be made.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise StartError(
+            "cannot make the folder for black boxes, %s: %s\n  now: name another with --black-box"
+            % (path, error.strerror or error)
+        ) from None
 
 
 def say(supervisor: Supervisor, version: str, host: str, port: int) -> None:

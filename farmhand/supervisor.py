@@ -112,10 +112,10 @@ class Supervisor:
         self.catalog = catalog
         self.python = python
         self.log_dir = Path(log_dir)
-        self._recorder = Recorder(Path(black_box or self.log_dir / "black-box"), python)
         names = catalog.names
         self.slots = [Slot(number, names[number % len(names)]) for number in range(slots)]
         self.ready: dict[str, bytes] = {}  # the READY body of each environment that has been built once
+        self._recorder = Recorder(Path(black_box or self.log_dir / "black-box"), python, self.ready)
         self._workers: dict[int, WorkerProcess] = {}
         self._not_before = [0.0] * slots
         self._leases: dict[str, Lease] = {}
