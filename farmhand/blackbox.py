@@ -127,6 +127,10 @@ class Recorder:
         self._waiting: queue.Queue[tuple[Path, dict[str, Any], bytes, list[bytes]] | None] = queue.Queue(WAITING)
         self._writer: threading.Thread | None = None
 
+    def started(self, number: int) -> None:
+        """Slot `number` has another worker: what the one before it left unanswered is no concern of this one."""
+        self._episodes.pop(number, None)
+
     def command(self, number: int, frame: bytes) -> None:
         """Keeps a frame that goes to the worker in slot `number`."""
         kind = frame[0]

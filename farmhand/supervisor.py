@@ -430,6 +430,7 @@ class Supervisor:
             return
         self._workers[slot.number] = worker
         slot.started(worker.pid)
+        self._recorder.started(slot.number)
         self._watch(slot)
         if worker.pidfd is not None:
             self._selector.register(worker.pidfd, selectors.EVENT_READ, (worker, "exit"))
