@@ -168,6 +168,8 @@ def run(args: argparse.Namespace, stop: threading.Event) -> None:
     check_host(args.host, key is not None)
     catalog = Catalog(args.env, args.env_kwargs, check_bounds=args.check_bounds == "on")
     version = check_python(args.python)
+    if args.black_box is not None:
+        make_folder(args.black_box)
     daemon = FarmDaemon(args.host, args.port, key)
     port = int(daemon.locationStr.rpartition(":")[2])
     supervisor = Supervisor(catalog, args.slots, args.python, log_dir(args, port), limits_of(args), args.black_box)
@@ -198,6 +200,21 @@ def run(args: argparse.Namespace, stop: threading.Event) -> None:
 def log_dir(args: argparse.Namespace, port: int) -> Path:
     """Where the farm at this port has its logs."""
     return Path(args.log_dir or os.path.join("logs", "farm-%d" % port))
+
+
+def make_folder(path: str) -> None:
+    """Makes the folder for black boxes now: the first one comes when something else has gone wrong already.
+
+    Raises:
+        StartError: it cannot be made.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise StartError(
+            "cannot make the folder for black boxes, %s: %s\n  now: name another with --black-box"
+            % (path, error.strerror or error)
+        ) from None
 
 
 def say(supervisor: Supervisor, version: str, host: str, port: int, has_key: bool) -> None:

@@ -126,10 +126,10 @@ class Supervisor:
         self.catalog = catalog
         self.python = python
         self.log_dir = Path(log_dir)
-        self._recorder = Recorder(Path(black_box or self.log_dir / "black-box"), python)
         names = catalog.names
         self.slots = [Slot(number, names[number % len(names)]) for number in range(slots)]
         self.ready: dict[str, bytes] = {}  # the READY body of each environment that has been built once
+        self._recorder = Recorder(Path(black_box or self.log_dir / "black-box"), python, self.ready)
         self.limits = limits or Limits()
         self.spares = self.limits.spares or 0  # workers in stock for each environment
         self.about_spares = ""  # why so many, in words
@@ -670,6 +670,7 @@ class Supervisor:
         worker.slot = slot.number
         self._workers[slot.number] = worker
         self._pace[slot.number] = Pace()
+        self._recorder.started(slot.number)
         slot.started(worker.pid)
         if worker.ready is not None:
             self._stands(slot, worker)
@@ -862,7 +863,6 @@ class Supervisor:
             in_words(worker.memory or worker.rss() or 0),
         )
         self._dismiss(worker)
-        self._recorder.forget(slot.number)
         slot.recycle(reason)
         if not self._adopt(slot):
             self._bell.ring()
