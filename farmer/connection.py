@@ -59,6 +59,10 @@ class Connection:
             )
         self._proxy._pyroTimeout = ANSWER_LIMIT
 
+    def another(self, limit: float | None = None) -> Connection:
+        """One more connection to the same farm; arguments and errors as of the first."""
+        return Connection(self.address, limit)
+
     def describe(self) -> dict[str, Any]:
         """Protocol, identity, slots, free slots, environments with their spaces."""
         return self._call("describe")

@@ -47,6 +47,7 @@ class Courier:
         on_lost: Callable[[FarmError], None],
     ):
         self.address = connection.address
+        self._another = connection.another
         self.lease = lease
         self._poll_line: Connection = connection
         self._send_line: Connection | None = None
@@ -119,7 +120,7 @@ class Courier:
             self._closed = True
             self._state.notify_all()
         try:
-            line = Connection(self.address, RECONNECT_LIMIT)
+            line = self._another(RECONNECT_LIMIT)
             try:
                 line.release(self.lease)  # which also ends the poller's wait at the farm
             finally:
@@ -202,7 +203,7 @@ class Courier:
                 number = self._line
             try:
                 if self._send_line is None:
-                    self._send_line = Connection(self.address, RECONNECT_LIMIT)
+                    self._send_line = self._another(RECONNECT_LIMIT)
                 self._take(self._call(self._send_line, commands, 0.0, 1, number, WAIT + ANSWER_LIMIT))
             except FarmError:
                 with self._state:
@@ -233,7 +234,7 @@ class Courier:
                 log.debug("%s", error)
 
     def _reconnect(self, limit: float) -> None:
-        line = Connection(self.address, limit)
+        line = self._another(limit)
         self._poll_line.close()
         self._poll_line = line
         with self._state:

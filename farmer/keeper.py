@@ -187,7 +187,7 @@ class Keeper:
     def _connect_all(self) -> dict[Farm, Connection]:
         """Connections to the farms that answer; those that do not get their trouble. All are tried at once."""
         with ThreadPoolExecutor(len(self.farms), "connecting") as threads:
-            tries = {farm: threads.submit(Connection, farm.address) for farm in self.farms}
+            tries = {farm: threads.submit(self._connect, farm) for farm in self.farms}
         lines: dict[Farm, Connection] = {}
         refusal: BaseException | None = None
         for farm, one in tries.items():
@@ -203,6 +203,9 @@ class Keeper:
                 line.close()
             raise refusal
         return lines
+
+    def _connect(self, farm: Farm, limit: float | None = None) -> Connection:
+        return Connection(farm.address, limit)
 
     def _plan(self, lines: dict[Farm, Connection]) -> None:
         troubles = [farm.trouble for farm in self.farms if farm.trouble is not None]
@@ -301,7 +304,7 @@ class Keeper:
     # Errands: without the lock, but where they say so.
 
     def _rejoin(self, farm: Farm) -> None:
-        self._join(farm, Connection(farm.address, CONNECT_LIMIT))
+        self._join(farm, self._connect(farm, CONNECT_LIMIT))
         log.info("%s is there: %d slots", farm.address, len(farm.by_far))
 
     def _join(self, farm: Farm, line: Connection) -> None:
@@ -381,7 +384,7 @@ class Keeper:
         courier = farm.courier
         if courier is None:
             return
-        with _connected(farm) as line:
+        with contextlib.closing(self._connect(farm, CONNECT_LIMIT)) as line:
             count, trouble = _affordable(farm, line.about, len(farm.by_far))
             leased = line.acquire(self.env, count, courier.lease)
         with self._lock:
@@ -394,7 +397,7 @@ class Keeper:
         courier, numbers = farm.courier, list(farm.let_go)
         if courier is None:
             return
-        with _connected(farm) as line:
+        with contextlib.closing(self._connect(farm, CONNECT_LIMIT)) as line:
             line.release(courier.lease, numbers)
         with self._lock:
             if farm.courier is courier:
@@ -458,15 +461,6 @@ class Keeper:
             self.refarm()
         except FarmlistError as error:
             log.error("FarmlistError: %s\n  now: going on with the list as it was", error)
-
-
-@contextlib.contextmanager
-def _connected(farm: Farm) -> Any:
-    line = Connection(farm.address, CONNECT_LIMIT)
-    try:
-        yield line
-    finally:
-        line.close()
 
 
 def _affordable(farm: Farm, about: dict[str, Any], held: int) -> tuple[int, str | None]:
