@@ -32,6 +32,7 @@ from agents.checkpoint import Autosave, Checkpointer
 from agents.metrics import MetricsLogger, plot_metrics
 from agents.offpolicy import OffPolicyAgent
 from farmer import Farmer
+from farmer.places import LOST_BUCKETS
 from wire.errors import FarmError, FarmlistError
 
 ROOT = Path(__file__).resolve().parent
@@ -347,15 +348,27 @@ class Session:
         return {"env": self.options.env, "episodes": rows, "seconds": self.seconds}
 
     def status(self) -> None:
-        """Shows farms, slots and the ledger of steps."""
-        for farm in self.farmer.status()["farms"]:
-            ledger = dict(farm["ledger"])
-            sent = ledger.pop("sent")
-            ends = ", ".join("%d %s" % (count, name) for name, count in ledger.items() if count)
+        """Shows farms, slots and the ledger of steps; of slots only those that lost some."""
+        status = self.farmer.status()
+        if status["farmlist"]:
+            say("the farmlist is broken, the list before counts: " + status["farmlist"].replace("\n", "\n  "))
+        for farm in status["farms"]:
             say(
-                "%s  %d of %d slots, %d busy; %d steps sent%s"
-                % (farm["farm"], farm["slots"], farm["wanted"], farm["busy"], sent, ": " + ends if ends else "")
+                "%s%s  %d of %d slots, %d busy; %s"
+                % (
+                    farm["farm"],
+                    " (leaving)" if farm["leaving"] else "",
+                    farm["slots"],
+                    farm["wanted"],
+                    farm["busy"],
+                    _ends(farm["ledger"]),
+                )
             )
+            for place in farm["places"]:
+                if any(place["ledger"][bucket] for bucket in LOST_BUCKETS):
+                    say("  slot %d: %s" % (place["slot"], _ends(place["ledger"])))
+            if farm["dropped"]:
+                say("  %d late replies that nobody waited for any more" % farm["dropped"])
             if farm["trouble"]:
                 say("  " + farm["trouble"].replace("\n", "\n  "))
         say("%d episodes, %d steps, %d updates" % (len(self.episodes), self.agent.step, self.agent.nb_updates))
@@ -390,7 +403,7 @@ class Session:
         return file
 
     def refarm(self) -> None:
-        """Reads the farmlist again: new farms join, removed ones leave.
+        """Reads the farmlist again, at once; edits are followed without this, within seconds.
 
         Raises:
             FarmlistError: it is broken; the farms stay as they were.
@@ -423,6 +436,12 @@ class Session:
         """What the prompt offers; there a mistake is told in a line, where the session's own methods raise."""
         verbs = (self.r, self.test, self.save, self.load, self.status, self.plot, self.refarm)
         return dict({verb.__name__: _told(verb) for verb in verbs}, agent=self.agent, farmer=self.farmer, session=self)
+
+
+def _ends(ledger: dict[str, int]) -> str:
+    """How many steps were sent, and what became of them."""
+    ends = ", ".join("%d %s" % (count, name) for name, count in ledger.items() if count and name != "sent")
+    return "%d steps sent%s" % (ledger["sent"], ": " + ends if ends else "")
 
 
 def say(text: str) -> None:

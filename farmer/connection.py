@@ -118,7 +118,9 @@ class Connection:
             FarmError: no answer, or no such lease.
         """
         check = protocol.checksum([lease, wait, together, line], commands)
-        self._proxy._pyroTimeout = ANSWER_LIMIT if limit is None else limit
+        limit = ANSWER_LIMIT if limit is None else limit
+        if self._proxy._pyroTimeout != limit:  # setting it costs a system call
+            self._proxy._pyroTimeout = limit
         answer = self._call("exchange", lease, commands, wait, together, line, check)
         try:
             replies, told = answer

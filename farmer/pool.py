@@ -109,7 +109,8 @@ class Farmer:
             BadKey: the key file cannot be used.
             FarmlistError: the list is missing or wrong.
             FarmUnreachable: no farm of the list answered.
-            FarmRefused: a farm does not offer `env`, or has fewer slots than the list wants.
+            FarmRefused: a farm does not offer `env`, or not with the spaces of the first, or has fewer slots than the
+                list wants.
         """
         self.env = env
         self._seeds = None if seed is None else np.random.default_rng(seed)

@@ -16,6 +16,7 @@ from farms import ROOT, FarmProcess, running_farm
 from helpers import poll_until
 
 from farmer import Farmer
+from wire import auth
 
 SLOW = "environments:SlowEnv"
 NEAR, FAR = "198.18.231.1", "198.18.231.2"  # a range that is set apart for tests of networks (RFC 2544)
@@ -86,16 +87,18 @@ def wire():
 
 
 @pytest.fixture(scope="module")
-def far_farm(wire, tmp_path_factory):
-    """A farm in the namespace. Beyond loopback it would refuse to listen without a key, but nobody else is there."""
+def key_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("key") / "farm.key"
+    auth.new_key(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def far_farm(wire, key_file, tmp_path_factory):
+    """A farm in the namespace, with a key, for it listens beyond loopback."""
     folder = tmp_path_factory.mktemp("far")
-    script = folder / "open_farm.py"
-    script.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "import farm; farm.check_host = lambda *args, **kwargs: None; sys.exit(farm.main())\n"
-    )
-    command = ["ip", "netns", "exec", wire.space, sys.executable, str(script), SLOW, "--slots", "2"]
-    command += ["--host", FAR, "--port", "20099", "--log-dir", str(folder / "logs")]
+    command = ["ip", "netns", "exec", wire.space, sys.executable, str(ROOT / "farm.py"), SLOW, "--slots", "2"]
+    command += ["--host", FAR, "--port", "20099", "--log-dir", str(folder / "logs"), "--key-file", str(key_file)]
     farm = FarmProcess(command, folder)
     try:
         poll_until(lambda: "Ctrl-C stops it." in farm.said() or farm.process.poll() is not None, 40, "the farm")
@@ -158,16 +161,17 @@ def playing(farmer):
 
 
 @pytest.fixture(scope="module")
-def near_farm():
-    with running_farm(SLOW, slots=1) as farm:
+def near_farm(key_file):
+    with running_farm(SLOW, slots=1, key_file=key_file) as farm:
         yield farm
 
 
 @pytest.mark.parametrize("end", ["near", "far"])
 def test_a_farm_that_is_cut_off_is_left_and_taken_back_and_no_step_is_lost_doubled_or_swapped(
-    wire, far_farm, near_farm, end
+    wire, far_farm, near_farm, key_file, end
 ):
-    with Farmer(SLOW, [(near_farm.address, 1), (FAR, 2)]) as farmer, playing(farmer) as play:
+    farms = [(near_farm.address, 1), (FAR, 2)]
+    with Farmer(SLOW, farms, key_file=key_file) as farmer, playing(farmer) as play:
         poll_until(lambda: play.steps.get(FAR + ":20099", 0) > 20, 5, "steps beyond the wire")
         began = time.monotonic()
         wire.pull(end)
@@ -188,8 +192,8 @@ def test_a_farm_that_is_cut_off_is_left_and_taken_back_and_no_step_is_lost_doubl
         assert play.lost == {FAR + ":20099": 2}
 
 
-def test_a_cut_that_is_shorter_than_two_heartbeats_costs_nothing(wire, far_farm):
-    with Farmer(SLOW, [(FAR, 2)]) as farmer, playing(farmer) as play:
+def test_a_cut_that_is_shorter_than_two_heartbeats_costs_nothing(wire, far_farm, key_file):
+    with Farmer(SLOW, [(FAR, 2)], key_file=key_file) as farmer, playing(farmer) as play:
         poll_until(lambda: play.steps.get(FAR + ":20099", 0) > 20, 5, "steps beyond the wire")
         wire.pull("far")
         time.sleep(1.5)

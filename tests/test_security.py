@@ -379,11 +379,11 @@ def test_another_hosts_slots_cannot_be_stepped_reset_or_freed(farm, key_file):
 def test_a_call_of_wrong_types_is_refused_before_anything_of_it_is_done(farm, key_file, change):
     with opened(farm.address, auth.load_key(key_file)) as line:
         lease = line.acquire(COUNTING, 1)
-        good = {"lease": lease["lease"], "commands": [], "wait": 0.0, "together": 1}
+        good = {"lease": lease["lease"], "commands": [], "wait": 0.0, "together": 1, "line": 0, "check": 0}
         try:
             with pytest.raises(FarmRefused, match="exchange takes"):
-                line.exchange(**dict(good, **change))
-            assert line.exchange(**good) == []
+                line._call("exchange", *dict(good, **change).values())
+            assert line.exchange(lease["lease"], [], 0.0) == []
         finally:
             line.release(lease["lease"])
 

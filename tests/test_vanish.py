@@ -18,7 +18,7 @@ from farmer import Farmer
 from farmer.connection import Connection
 from farmer.farmlist import FarmAddress
 from wire import codec, protocol
-from wire.errors import FarmUnreachable, MessageDamaged
+from wire.errors import FarmRefused, FarmUnreachable, MessageDamaged
 
 COUNTING = "environments:CountingEnv"
 SLOW = "environments:SlowEnv"
@@ -142,6 +142,29 @@ def test_many_dead_addresses_are_tried_at_once_at_the_start(farm, monkeypatch):
     finally:
         for server in servers:
             server.close()
+
+
+def test_a_lease_that_the_farm_has_ended_is_leased_anew_at_once(farm):
+    # As after a host that slept for longer than a lease lives.
+    with Farmer(SLOW, [(farm.address, 2)]) as farmer:
+        begin(farmer)
+        farmer.send([[0.5]], [0])
+        ask_farm(farm.address, "release", farmer._farms[0].courier.lease)
+        rows = {}
+        while len(rows) < 2:
+            rows.update({row.slot: row for row in farmer.collect(timeout=5)})
+        assert all(row.lost and "not known here" in row.info["lost"] for row in rows.values())
+        poll_until(lambda: farmer.vacant() == [0, 1], 3, "the new lease")
+        begin(farmer)
+        assert_ledgers_sum(farmer)
+
+
+def test_a_farm_that_offers_the_same_name_with_other_spaces_is_refused(farm):
+    with farm_here("SlowEnv", {"limit": 30.0}) as other:
+        with pytest.raises(FarmRefused, match=r"(?s)other spaces than on the first farm.*30\.0.*60\.0.*same version"):
+            Farmer(SLOW, [(farm.address, 1), (other, 1)])
+        assert farm.describe()["free"] == 4
+        assert ask_farm(other, "describe")["free"] == 1
 
 
 HOST = f"""
