@@ -265,6 +265,14 @@ def test_a_host_may_be_silent_between_messages_and_wait_long_but_not_stop_within
             assert half.recv(1 << 16).startswith(b"PYRO")
             half.sendall(call[:-1])
             assert half.recv(100) == b""
+        with attacks.connected(address) as dribbling, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            auth.prove(dribbling, KEY, 5.0)
+            began = time.monotonic()
+            for byte in call:
+                dribbling.sendall(bytes([byte]))
+                time.sleep(0.1)
+            pytest.fail("a message may take as long as its sender likes")
+        assert time.monotonic() - began < 3
         with attacks.connected(address) as idle:
             auth.prove(idle, KEY, 5.0)
             idle.settimeout(5.0)
