@@ -8,9 +8,9 @@ which prints the line to paste here. The address is a name or a number; `:port` 
 one it is 20099, the port that farm.py takes when you give it none. Ask for fewer slots than a farm offers, and
 another host may have the rest. Without a farmlist.py, train.py starts a farm on this machine by itself.
 
-A farm on another machine either stays on its own 127.0.0.1 and is reached by ssh (`ssh://user@host`, with `:port` of
-its ssh and `/port` of its farm where they are others; your ~/.ssh/config counts), or listens on its network with a key,
-which `train.py --key-file` names: docs/security.md.
+A farm on another machine either stays on its own 127.0.0.1 and is reached by ssh: `ssh://user@host`, followed by
+`:port` of its ssh and `/port` of its farm where they are others; your ~/.ssh/config counts. Or it listens on its
+network with a key, which `train.py --key-file` names: docs/security.md.
 """
 
 farmlist_base = [

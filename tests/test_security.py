@@ -209,6 +209,7 @@ def test_one_who_sends_a_byte_now_and_then_has_no_more_time_than_others(monkeypa
 
 def test_a_crowd_at_the_gate_pushes_out_its_oldest_and_not_who_comes_next(monkeypatch):
     monkeypatch.setattr(gate, "NEWCOMERS", 5)
+    monkeypatch.setattr(gate, "PROOF_LIMIT", 60.0)
     with farm_here("CountingEnv", key=KEY) as address, attacks.silent(address, 8) as socks:
         with opened(address) as line:
             assert line.about["slots"] == 1
@@ -264,6 +265,14 @@ def test_a_host_may_be_silent_between_messages_and_wait_long_but_not_stop_within
             assert half.recv(1 << 16).startswith(b"PYRO")
             half.sendall(call[:-1])
             assert half.recv(100) == b""
+        with attacks.connected(address) as dribbling, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            auth.prove(dribbling, KEY, 5.0)
+            began = time.monotonic()
+            for byte in call:
+                dribbling.sendall(bytes([byte]))
+                time.sleep(0.1)
+            pytest.fail("a message may take as long as its sender likes")
+        assert time.monotonic() - began < 3
         with attacks.connected(address) as idle:
             auth.prove(idle, KEY, 5.0)
             idle.settimeout(5.0)
@@ -410,7 +419,7 @@ def test_a_worker_does_not_get_the_key(tmp_path, monkeypatch):
 
 def test_the_end_of_a_farm_does_not_wait_for_hosts_that_are_silent(key_file):
     with running_farm(COUNTING, slots=1, key_file=key_file) as farm, contextlib.ExitStack() as stack:
-        for _ in range(40):
+        for _ in range(80):  # to wait a tenth of a second for each would be too long
             stack.enter_context(opened(farm.address, auth.load_key(key_file)))
         for _ in range(40):
             stack.enter_context(socket.create_connection(attacks.endpoint(farm.address), START_LIMIT))

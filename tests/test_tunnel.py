@@ -198,6 +198,26 @@ def test_a_machine_that_is_not_there_tells_what_ssh_said(monkeypatch, tmp_path):
         Farmer(COUNTING, [(where, 1)])
 
 
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("ssh://gpu7", ["20099", "--", "gpu7"]),
+        ("ssh://me@gpu7:2222/20100", ["-l", "me", "-p", "2222", "20100", "--", "gpu7"]),
+        ("ssh://first.last@[fe80::1]", ["-l", "first.last", "20099", "--", "fe80::1"]),
+        ("ssh://[fe80::1]:22", ["-p", "22", "20099", "--", "fe80::1"]),
+        ("ssh://me@there@gpu7", ["-l", "me@there", "20099", "--", "gpu7"]),
+    ],
+)
+def test_an_address_becomes_the_words_that_ssh_takes(address, words, tmp_path):
+    tunnel = Tunnel(load_farmlist([(address, 1)])[0])
+    tunnel._folder = tmp_path
+    line = tunnel._command()
+    end = line.index("-L")
+    options = [word for word in line[3:end] if word != "-o" and "=" not in word]
+    assert line[:3] == ["ssh", "-N", "-T"]
+    assert [*options, line[end + 1].rpartition(":127.0.0.1:")[2], *line[end + 2 :]] == words
+
+
 def test_without_ssh_the_text_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FarmUnreachable, match=r"(?s)no tunnel to ssh://slave.*ssh.*not found"):
