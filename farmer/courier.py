@@ -26,6 +26,7 @@ IDLE = 1.0  #: s between calls when nothing is under way
 ANSWER_LIMIT = 1.0  #: s beyond its wait that a poller's call may take, before its connection counts as broken
 SILENCE = 4.0  #: s without a sign of the farm, after which it is left: two heartbeats
 RECONNECT_LIMIT = 1.0  #: s for one try to connect again
+SETTLE = 0.1  #: s between a broken connection and the question about it: what the farm has got by then, it has read
 
 Command = list[Any]  # [slot, seq, kind, body]
 Reply = list[Any]  # [slot, seq, kind, flags, body]
@@ -220,6 +221,8 @@ class Courier:
             FarmError: the farm gave no sign for SILENCE, or it has forgotten the lease.
         """
         deadline = max(self._seen + SILENCE, time.monotonic() + RECONNECT_LIMIT)
+        with self._state:
+            self._state.wait_for(lambda: self._closed, SETTLE)
         while not self._closed:
             try:
                 self._reconnect(max(0.1, min(RECONNECT_LIMIT, deadline - time.monotonic())))

@@ -347,10 +347,16 @@ def play_through(farm, faults, steps, slots=4, limit=100.0):
         proxy.close()
 
 
+# Pyro4 leaves a connection's socket to the garbage collector where the answer to its handshake cannot be read.
+UNCLOSED = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
+
+
+@UNCLOSED
 def test_flips_doubles_and_cuts_on_the_wire_give_no_wrong_transition(farm):
     play_through(farm, Faults(seed=5, count=4, every=30, kinds=("flip", "double", "cut")), steps=300)
 
 
+@UNCLOSED
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_thousand_faults_on_the_wire_give_no_wrong_transition(farm):
