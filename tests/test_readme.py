@@ -234,10 +234,16 @@ def test_opensim_is_only_a_path(checkout):
     with farm_of(farm) as address:
         (checkout / "farmlist.py").write_text(f"farmlist_base = [({address!r}, 2)]\n")
         said = at_the_prompt(
-            block("osim train"), ["r(2)", "print(farmer.observation_space.shape, farmer.action_space.shape)"]
+            block("osim train"),
+            [
+                "r(2)",
+                "print(farmer.observation_space.shape, farmer.action_space.shape)",
+                "print(agent.n_step, agent.debt.ratio, any('normalization' in layer.name for layer in agent.layers))",
+            ],
         )
     assert "mean return of the last 2 episodes" in said
     assert "(339,) (22,)" in said
+    assert "3 2.0 True" in said  # the options have come to the agent
 
 
 @pytest.mark.slow
