@@ -1,0 +1,47 @@
+"""The environment of the fault bench: `simulators/faulty.py`, which writes down what really happened to it.
+
+cd benchmarks && python ../farm.py journal:JournalEnv --env-kwargs '{"journal": "/tmp/journal"}'
+
+Each object appends to a file of its own in the folder `journal`: a record before and one after each step, and one after
+each reset, in fixed numbers of bytes and with one `write` each. So whatever kills the process, what it did is on record.
+`history.read_journal` reads it.
+"""
+
+import os
+import struct
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+
+from simulators.faulty import FaultyEnv  # noqa: E402
+
+RECORD = struct.Struct("<BIIIId")  #: kind, who, episode, step, tag, action
+RESET, BEGUN, DONE = range(3)
+
+
+class JournalEnv(FaultyEnv):
+    """A FaultyEnv; `journal` is the folder, every other argument is FaultyEnv's."""
+
+    def __init__(self, journal, **kwargs):
+        FaultyEnv.__init__(self, **kwargs)
+        path = os.path.join(journal, "%d-%d" % (os.getpid(), self.who))
+        self._journal = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def reset(self, seed=None, options=None):
+        answer = FaultyEnv.reset(self, seed, options)
+        self._write(RESET, self.steps, 0.0)
+        return answer
+
+    def step(self, action):
+        number = float(action[0])
+        self._write(BEGUN, self.steps + 1, number)
+        answer = FaultyEnv.step(self, action)
+        self._write(DONE, self.steps, number)
+        return answer
+
+    def close(self):
+        FaultyEnv.close(self)
+        os.close(self._journal)
+
+    def _write(self, kind, step, action):
+        os.write(self._journal, RECORD.pack(kind, self.who, self.episode, step, self._tag, action))
