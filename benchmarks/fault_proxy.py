@@ -3,7 +3,7 @@
 python benchmarks/fault_proxy.py --to 127.0.0.1:20099 --ports 4 --every 30 --seed 1
 
 Its first line says where it listens, as JSON. It obeys lines on its standard input: `counts` (answered by a line of
-JSON), `calm` and `harm` (no faults, and faults again), `hold` and `go` (nothing passes, as behind a pulled cable; and it
+JSON), `calm` and `harm` (no faults, and again), `hold` and `go` (nothing passes, as behind a pulled cable; and it
 passes again), `cut` (every connection ends). It ends when its standard input does.
 """
 
@@ -18,7 +18,6 @@ import socket
 import struct
 import sys
 from collections import Counter
-from pathlib import Path
 
 KINDS = ("drop", "delay", "reset", "cut", "duplicate", "flip")
 """drop: what goes one way vanishes for up to 0.2 s and is never sent again, as a broken middlebox does it.

@@ -47,11 +47,11 @@ ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE)]
 
 from history import Got, History, Lost, Sent, Verdict, action_of, check, read_journal  # noqa: E402
+from simulators.faulty import NUMBERS  # noqa: E402
 
 from farmer import Farmer  # noqa: E402
 from farmhand.catalog import Catalog  # noqa: E402
 from farmhand.process import WIRE, WORKER  # noqa: E402
-from simulators.faulty import NUMBERS  # noqa: E402
 from wire import codec, protocol  # noqa: E402
 from wire.errors import FarmError, NothingSent  # noqa: E402
 
@@ -751,7 +751,9 @@ def _vanish(kind: str, farm: Farm, proxy: Proxy, driver: Driver, slots: list[int
         os.kill(farm.pid, signal.SIGSTOP)
     else:
         proxy.say("hold")
-    driver.until(lambda: any(driver.lost_at.get(slot, 0.0) > at for slot in slots), "the host to leave a %s farm" % kind)
+    driver.until(
+        lambda: any(driver.lost_at.get(slot, 0.0) > at for slot in slots), "the host to leave a %s farm" % kind
+    )
     tally.left[kind].append(min(driver.lost_at[slot] for slot in slots if driver.lost_at.get(slot, 0.0) > at) - at)
     if kind == "killed":
         time.sleep(max(0.0, at + 1.0 - time.monotonic()))

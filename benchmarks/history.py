@@ -28,7 +28,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from simulators.faulty import MOST, tag  # noqa: E402
+from simulators.faulty import MOST, tag
 
 RESET, BEGUN, DONE = range(3)  # as in journal.py
 RECORD = np.dtype([("kind", "u1"), ("who", "<u4"), ("episode", "<u4"), ("step", "<u4"), ("tag", "<u4"), ("act", "<f8")])
@@ -132,7 +132,9 @@ class Verdict:
     sent: int = 0
     delivered: int = 0
     told: int = 0  # lost, and said so
-    done_and_told: int = 0  # of those, the environment had done: the answer was lost on its way, and it is no transition
+    done_and_told: int = (
+        0  # of those, the environment had done: the answer was lost on its way, and it is no transition
+    )
     lost: int = 0
     doubled: int = 0
     swapped: int = 0

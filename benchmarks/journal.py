@@ -2,8 +2,8 @@
 
 cd benchmarks && python ../farm.py journal:JournalEnv --env-kwargs '{"journal": "/tmp/journal"}'
 
-Each object appends to a file of its own in the folder `journal`: a record before and one after each step, and one after
-each reset, in fixed numbers of bytes and with one `write` each. So whatever kills the process, what it did is on record.
+Each object appends to a file of its own in the folder `journal`: a record before and one after each step, one after
+each reset, of a fixed number of bytes and by one `write`. So whatever kills the process, what it did is on record.
 `history.read_journal` reads it.
 """
 
@@ -13,7 +13,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-from simulators.faulty import FaultyEnv  # noqa: E402
+from simulators.faulty import FaultyEnv
 
 RECORD = struct.Struct("<BIIIId")  #: kind, who, episode, step, tag, action
 RESET, BEGUN, DONE = range(3)
