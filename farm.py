@@ -45,6 +45,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=PORT, metavar="P", help="(default: %(default)s; 0: any free one)")
     parser.add_argument("--log-dir", metavar="DIR", help="one log a slot (default: logs/farm-PORT)")
     parser.add_argument(
+        "--black-box",
+        metavar="DIR",
+        help="files of episodes that ended badly, to play again (default: inside the logs)",
+    )
+    parser.add_argument(
+        "--check-bounds",
+        choices=["on", "off"],
+        default="on",
+        help="refuse observations and actions outside their declared bounds; NaN, Inf and wrong shapes always are",
+    )
+    parser.add_argument(
         "--start-timeout", type=float, default=120.0, metavar="S", help="for the first build of an environment"
     )
     parser.add_argument(
@@ -91,11 +102,12 @@ def check_host(host: str) -> None:
 def run(args: argparse.Namespace, stop: threading.Event) -> None:
     """Starts everything, in an order in which a failure leaves nothing behind, and serves until `stop` is set."""
     check_host(args.host)
-    catalog = Catalog(args.env, args.env_kwargs)
+    catalog = Catalog(args.env, args.env_kwargs, check_bounds=args.check_bounds == "on")
     version = check_python(args.python)
     daemon = FarmDaemon(args.host, args.port)
     port = int(daemon.locationStr.rpartition(":")[2])
-    supervisor = Supervisor(catalog, args.slots, args.python, args.log_dir or os.path.join("logs", "farm-%d" % port))
+    log_dir = args.log_dir or os.path.join("logs", "farm-%d" % port)
+    supervisor = Supervisor(catalog, args.slots, args.python, log_dir, args.black_box)
     serving = threading.Thread(target=daemon.requestLoop, name="pyro", daemon=True)
     try:
         supervisor.start(args.start_timeout)

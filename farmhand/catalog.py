@@ -22,13 +22,20 @@ from wire.errors import StartError
 class Catalog:
     """The environments of one farm by name, with what a worker needs to build each."""
 
-    def __init__(self, names: list[str], kwargs: dict[str, Any] | None = None, folder: str | None = None):
+    def __init__(
+        self,
+        names: list[str],
+        kwargs: dict[str, Any] | None = None,
+        folder: str | None = None,
+        check_bounds: bool = True,
+    ):
         """Checks the names; nothing is imported here.
 
         Args:
             names: the ENV arguments.
             kwargs: keyword arguments for every environment's constructor.
             folder: where `module:factory` is looked for; the working directory by default.
+            check_bounds: whether workers refuse observations and actions that are out of their spaces' bounds.
 
         Raises:
             StartError: a name has none of the three forms, or is a recipe that does not exist.
@@ -36,6 +43,7 @@ class Catalog:
         if not names:
             raise StartError("a farm needs at least one environment, for example: python farm.py Pendulum-v1")
         self.folder = folder or os.getcwd()
+        self._check_bounds = check_bounds
         self.orders = {name: self._order(name, kwargs or {}) for name in names}
 
     @property
@@ -48,7 +56,13 @@ class Catalog:
         return self.orders[name]
 
     def _order(self, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-        return {"env": _spec(name), "kwargs": kwargs, "path": [self.folder], "name": name}
+        return {
+            "env": _spec(name),
+            "kwargs": kwargs,
+            "path": [self.folder],
+            "name": name,
+            "check_bounds": self._check_bounds,
+        }
 
 
 def _spec(name: str) -> dict[str, Any]:
@@ -57,7 +71,7 @@ def _spec(name: str) -> dict[str, Any]:
         file = Path(simulators.__file__).resolve().parent / recipe["file"]
         return {"kind": "file", "file": str(file), "factory": recipe["factory"]}
     module, colon, factory = name.partition(":")
-    families = {recipe.partition(":")[0] for recipe in simulators.RECIPES}
+    families = {recipe.partition(":")[0] for recipe in simulators.RECIPES if ":" in recipe}
     if colon and module in families:
         raise StartError(
             "no recipe %r ships with this farm\n  there are: %s%s"

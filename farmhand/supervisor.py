@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from farmhand.blackbox import Recorder
 from farmhand.catalog import Catalog, close_names
 from farmhand.process import WorkerProcess
 from farmhand.slots import Reply, Slot, State
@@ -84,8 +85,22 @@ class Lease:
 class Supervisor:
     """All slots of one farm."""
 
-    def __init__(self, catalog: Catalog, slots: int, python: str = sys.executable, log_dir: str | Path = "logs"):
+    def __init__(
+        self,
+        catalog: Catalog,
+        slots: int,
+        python: str = sys.executable,
+        log_dir: str | Path = "logs",
+        black_box: str | Path | None = None,
+    ):
         """Starts nothing yet.
+
+        Args:
+            catalog: what is offered.
+            slots: how many environments at a time.
+            python: the workers' interpreter.
+            log_dir: for a log a slot.
+            black_box: for the files of episodes that ended badly; None is a folder in `log_dir`.
 
         Raises:
             StartError: fewer slots than environments.
@@ -97,6 +112,7 @@ class Supervisor:
         self.catalog = catalog
         self.python = python
         self.log_dir = Path(log_dir)
+        self._recorder = Recorder(Path(black_box or self.log_dir / "black-box"), python)
         names = catalog.names
         self.slots = [Slot(number, names[number % len(names)]) for number in range(slots)]
         self.ready: dict[str, bytes] = {}  # the READY body of each environment that has been built once
@@ -108,6 +124,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._bell = _Bell()
         self._stopping = False
+        self._loop_over, self._all_ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
     # The farm's own life.
@@ -163,7 +180,7 @@ class Supervisor:
                 self._free(lease, reason)
         self._bell.ring()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._loop_over.wait()
         with self._lock:  # a call that was under way may have ended one of them, and now leaves the others alone
             workers = list(self._workers.values())
             self._workers.clear()
@@ -172,8 +189,12 @@ class Supervisor:
             worker.ask_to_end()
         for worker in workers:
             worker.end(max(0.0, deadline - time.monotonic()))
+        self._all_ended.set()
+        if self._thread.ident is not None:
+            self._thread.join()
         self._selector.close()
         self._bell.close()
+        self._recorder.close()
 
     # What a host may ask for. Any thread.
 
@@ -324,6 +345,7 @@ class Supervisor:
             lease.outbox.append((slot.number, reply))
 
     def _write(self, number: int, frame: bytes) -> None:
+        self._recorder.command(number, frame)
         if not self._workers[number].write(frame):
             self._bell.ring()  # the loop writes the rest as the pipe drains
 
@@ -360,6 +382,13 @@ class Supervisor:
     # The loop: the only thread that starts, reads and ends workers (but for `stop`, after the loop).
 
     def _run(self) -> None:
+        try:
+            self._loop()
+        finally:
+            self._loop_over.set()
+            self._all_ended.wait()  # the kernel ends workers with the thread that started them (worker/__main__.py)
+
+    def _loop(self) -> None:
         while not self._stopping:
             with self._lock:
                 pause = self._tend()
@@ -430,6 +459,7 @@ class Supervisor:
             self._end_worker(worker.slot, None)
 
     def _reply(self, slot: Slot, worker: WorkerProcess, kind: int, flags: int, ticket: int, body: bytes) -> None:
+        self._recorder.answered[slot.number] = ticket
         if kind == protocol.READY:
             self.ready.setdefault(slot.env, body)
             for frame in slot.constructed():
@@ -444,6 +474,8 @@ class Supervisor:
                 if fault.get("traceback") and fault["type"] != "NoSuchEnvironment":
                     worker.fault += "\n" + fault["traceback"].rstrip()
         else:
+            if kind == protocol.FAULT:
+                body = self._recorder.faulted(slot, worker, ticket, body, self.catalog.order(slot.env))
             self._deliver(slot, slot.replied(kind, flags, ticket, body))
 
     def _end_worker(self, number: int, why: str | None, wanted: bool = False) -> None:
@@ -455,12 +487,17 @@ class Supervisor:
         for watched in (worker.stdin, worker.pidfd):
             if watched is not None and watched in self._selector.get_map():
                 self._selector.unregister(watched)
-        obituary = worker.end(0.3 if why is None else 0.0)
-        self._buried(self.slots[number], why or obituary, wanted)
+        slot, obituary = self.slots[number], worker.end(0.3 if why is None else 0.0)
+        box = ""
+        if not wanted and slot.env in self.ready:  # before that, the environment never stood
+            order = self.catalog.order(slot.env)
+            box = self._recorder.ended(slot, worker, why or obituary, order, by_farm=why is not None)
+        self._buried(slot, why or obituary, wanted, box)
 
-    def _buried(self, slot: Slot, why: str, wanted: bool = False) -> None:
+    def _buried(self, slot: Slot, why: str, wanted: bool = False, box: str = "") -> None:
         made = slot.steps
-        reply = slot.died(why if slot.state is State.STARTING else "%s (after %d steps)" % (why, made), wanted)
+        why = (why if slot.state is State.STARTING else "%s (after %d steps)" % (why, made)) + box
+        reply = slot.died(why, wanted)
         pause = BACK_OFF[min(slot.failures, len(BACK_OFF)) - 1] if slot.failures else 0.0
         self._not_before[slot.number] = time.monotonic() + pause
         self._deliver(slot, reply)

@@ -25,4 +25,10 @@ RECIPES = {
         "about": "an arm in the plane, 6 muscles reach for a target; some steps take 1,000 times longer than others",
         "needs": _OSIM_NEEDS,
     },
+    "faulty": {
+        "file": "faulty.py",
+        "factory": "FaultyEnv",
+        "about": "hangs, crashes, leaks or returns nonsense on command, to try a set-up with",
+        "needs": "numpy; any Python from 2.7 on",
+    },
 }

@@ -25,6 +25,7 @@ from farmer import Farmer, RemoteEnv
 from farmhand.catalog import Catalog
 from farmhand.service import FarmDaemon
 from farmhand.supervisor import Supervisor
+from simulators import RECIPES
 
 TESTS = pathlib.Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -183,7 +184,7 @@ def farm_here(factory: str, kwargs: dict[str, Any] | None = None, slots: int = 1
 
     It starts in a third of the time of a farm.py, so that each test can have its own.
     """
-    name = factory if factory.endswith("-v1") else f"environments:{factory}"
+    name = factory if factory.endswith("-v1") or factory in RECIPES else f"environments:{factory}"
     with tempfile.TemporaryDirectory(prefix="farm") as folder:
         daemon = FarmDaemon("127.0.0.1", 0)
         supervisor = Supervisor(Catalog([name], kwargs or {}, str(TESTS)), slots, sys.executable, folder)

@@ -16,6 +16,7 @@ FarmError                    anything this project raises on purpose
 `-- EnvironmentFault         the environment raised, or its worker died: the far traceback is in the text
 
 StartError                   farm.py cannot offer an environment (slave's side only)
+BlackBoxError                a black box cannot be read or played again (slave's side only)
 """
 
 
@@ -77,6 +78,10 @@ class EnvironmentFault(FarmError):
 
 class StartError(FarmError):
     """farm.py cannot offer an environment."""
+
+
+class BlackBoxError(FarmError):
+    """A black box cannot be read or played again; the text says what is wrong with the file."""
 
 
 #: What may cross the wire as (name, text) and is raised under its own class on the host.

@@ -4,7 +4,8 @@
 
 Commands come on standard input and replies go to standard output, as frames of `wire/protocol.py`, which has the table
 of both. Exit codes: 0 told to end, or the farm is gone; 3 the environment could not be made; 4 this Python lacks numpy;
-5 what came is no frame.
+5 what came is no frame; 6 the environment closed a pipe of ours. When the farm is gone and this process leads a group,
+it ends the group by SIGKILL: the programs that the environment started go with it.
 
 Nothing needs to be installed for it but numpy. It runs unchanged on Python 2.7 to 3.13.
 """
@@ -21,8 +22,9 @@ import time
 EXIT_CONSTRUCT = 3
 EXIT_NUMPY = 4
 EXIT_FRAME = 5
+EXIT_PIPE = 6
 CLOSE_LIMIT = 5.0  #: seconds an environment may take to close once the farm is gone
-OWN_MODULES = ("adapt", "build", "describe", "host", "codec", "protocol")
+OWN_MODULES = ("adapt", "build", "check", "describe", "host", "codec", "protocol")
 
 
 def import_own(wire):
@@ -93,15 +95,50 @@ def watch(commands, state):
     poll.register(commands, 0)  # no events: a hang-up is reported all the same
     while True:
         try:
-            if poll.poll():
-                break
+            events = poll.poll()
         except select.error:  # Python 2 lets a signal end the call
-            pass
+            continue
+        if any(event & select.POLLNVAL for _, event in events):
+            lost_pipe()
+        if events:
+            break
     # A CLOSE may be in the pipe's last bytes: the main thread gets the time to see it, and to do it.
-    time.sleep(0.05)
+    time.sleep(0.2)
     if state["closing"]:
         time.sleep(CLOSE_LIMIT)
+    end_of_farm()
+
+
+def end_of_farm():
+    """The farm is gone: ends this process, and with it what the environment has started."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(0)
+
+
+def lost_pipe():
+    """Ends the process when somebody in it closed a pipe that is ours; it can do nothing more for the farm."""
+    sys.stderr.write("worker: the environment closed a pipe to the farm, which is not its own\n")
+    sys.stderr.flush()
+    os._exit(EXIT_PIPE)
+
+
+def die_with_farm(parent):
+    """Has the kernel end this process with the farm, where it can (Linux).
+
+    `watch` does that everywhere, but not while a simulator holds the interpreter's lock for ever. The kernel takes the
+    end of the very thread that started us for the end of the farm, so a farm starts workers in a thread that stays.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        import ctypes  # numpy has imported it already, where it is there
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    except (ImportError, OSError, AttributeError):  # a Python without ctypes, a C library without prctl
+        return
+    if os.getppid() != parent:  # it died before we asked
+        end_of_farm()
 
 
 class Loop(object):
@@ -124,7 +161,7 @@ class Loop(object):
         while True:
             data = self._read()
             if not data:
-                os._exit(0)
+                end_of_farm()
             try:
                 frames = self._reader.feed(data)
             except protocol.FrameError as error:
@@ -144,8 +181,7 @@ class Loop(object):
             reply, result, flags = does(codec.decode(body))
             frame = protocol.pack(reply, seq, result, flags)
         except:  # noqa: E722  (an environment may raise SystemExit, and in Python 2 what is no Exception at all)
-            # A step at the wrong time is the caller's mistake: the environment is as good as before.
-            misuse = isinstance(sys.exc_info()[1], host.NoEpisode)
+            misuse = isinstance(sys.exc_info()[1], host.MISUSE)
             frame = protocol.pack(protocol.FAULT, seq, codec.encode(host.fault(where)))
             if not misuse:
                 self._host.close()
@@ -176,6 +212,8 @@ class Loop(object):
             try:
                 return os.read(self._commands, 65536)
             except OSError as error:
+                if error.errno == errno.EBADF:
+                    lost_pipe()
                 if error.errno != errno.EINTR:  # Python 2 lets a signal of the simulator's end the call
                     raise
 
@@ -185,8 +223,10 @@ class Loop(object):
             try:
                 rest = rest[os.write(self._replies, rest) :]
             except OSError as error:
+                if error.errno == errno.EBADF:
+                    lost_pipe()
                 if error.errno == errno.EPIPE:
-                    os._exit(0)  # the farm is gone
+                    end_of_farm()
                 if error.errno != errno.EINTR:
                     raise
 
@@ -195,6 +235,7 @@ def main(arguments):
     """Starts the worker; does not return."""
     if len(arguments) != 2 or arguments[0] != "--wire":
         sys.exit("usage: python FOLDER_OF_THE_WORKER --wire FOLDER_OF_THE_CODEC (the farm starts it)")
+    parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the farm's
     commands, replies = take_pipes()
     try:
@@ -204,6 +245,7 @@ def main(arguments):
     except ImportError:  # Python 2
         pass
     import_own(os.path.abspath(arguments[1]))
+    die_with_farm(parent)
     del sys.argv[1:]  # a simulator that reads its command line must not find ours
     state = {"closing": False}
     if hasattr(select, "poll"):

@@ -20,6 +20,7 @@ import numpy
 
 import adapt
 import build
+import check
 import codec
 import describe
 import protocol
@@ -54,7 +55,8 @@ def fault(where):
     return {
         "type": as_text(getattr(kind, "__name__", kind)),
         "text": as_text(error),
-        "traceback": as_text(traceback.format_exc()),
+        # What the checks refuse has no trace in the environment's code.
+        "traceback": "" if isinstance(error, check.Invalid) else as_text(traceback.format_exc()),
         "where": where,
     }
 
@@ -71,16 +73,6 @@ def plain_parts(mapping):
     return kept
 
 
-def as_number(reward):
-    """A reward as a float, from any number or an array of one."""
-    if isinstance(reward, (float, int)):
-        return float(reward)
-    values = numpy.asarray(reward, dtype="float64")
-    if values.size != 1:
-        raise adapt.WrongAnswer("step returned a reward of %d numbers" % values.size)
-    return float(values.reshape(-1)[0])
-
-
 def since(began):
     """Seconds since then; the time of day may have been set back meanwhile."""
     return max(0.0, clock() - began)
@@ -88,6 +80,10 @@ def since(began):
 
 class NoEpisode(RuntimeError):
     """A step came before the first reset, or after the end of an episode."""
+
+
+#: The caller's mistakes: the environment never saw the command, and is as good as before.
+MISUSE = (NoEpisode, check.InvalidAction)
 
 
 class Host(object):
@@ -98,6 +94,8 @@ class Host(object):
         self._env = None
         self._running = False
         self._action_for = None
+        self._find_in_observation = None
+        self._find_in_action = None
 
     # ---- the commands: each takes the decoded body, and returns (reply, body as bytes, flags) ----
 
@@ -127,6 +125,7 @@ class Host(object):
         began = clock()
         observation, info = self._env.reset(body.get("seed"), body.get("options"))
         seconds = since(began)
+        check.observation(self._find_in_observation, observation)
         self._running = True
         return protocol.OBSERVATION, self._encoded((observation,), info, seconds), 0
 
@@ -135,15 +134,21 @@ class Host(object):
         if not self._running:
             raise NoEpisode("step without an episode: it has ended, or was never begun; reset first")
         action = self._action_for(body["action"])
+        try:
+            check.action(self._find_in_action, action)
+        except check.InvalidAction:
+            self._running = False  # for the farm and the host a fault ends the episode
+            raise
         total = seconds = 0.0
         for _ in range(max(1, body.get("repeat", 1))):
             began = clock()
             observation, reward, terminated, truncated, info = self._env.step(action)
             seconds += since(began)
-            total += as_number(reward)
+            total += check.reward(reward)
             if terminated or truncated:
                 self._running = False
                 break
+        check.observation(self._find_in_observation, observation)
         flags = (protocol.TERMINATED if terminated else 0) | (protocol.TRUNCATED if truncated else 0)
         result = (observation, total, terminated, truncated)
         return protocol.TRANSITION, self._encoded(result, info, seconds), flags
@@ -163,9 +168,13 @@ class Host(object):
         wanted = self._construction
         env = build.build(wanted["env"], wanted.get("kwargs") or {}, list(wanted.get("path") or []))
         self._env = adapt.adapt(env)
-        space = getattr(env, "action_space", None)
-        kind = None if space is None else describe.kind_of(space)
-        self._action_for = adapt.action_for(kind, describe.box_dtype(space) if kind == "box" else None)
+        space = describe.describe(getattr(env, "action_space", None))
+        kind = None if space is None else space["kind"]
+        self._action_for = adapt.action_for(kind, space["dtype"] if kind == "box" else None)
+        bounds = wanted.get("check_bounds", True)
+        self._find_in_action = check.finder(space, bounds, check.ROUNDING)
+        space = describe.describe(getattr(env, "observation_space", None))
+        self._find_in_observation = check.finder(space, bounds)
 
     def _spec(self, env):
         """The parts of a gym spec that a host asks about; a simulator's own `spec` may be anything."""

@@ -1,0 +1,275 @@
+"""Plays a black box again: the same environment, seed and actions in a new worker, and what becomes of them.
+
+    python -m farmhand.replay logs/farm-20099/black-box/20261121T104512.338100-slot-3-pid-8123.zip
+    python -m farmhand.replay FILE --python .venv-osim/bin/python --to 56
+
+It imports and runs what the file names, as a farm does: play only files of farms that you trust.
+
+Exit codes: 0 it ended as the file says, at the same step (with --to: that step was reached); 1 it ended otherwise, or
+not at all; 2 it cannot be played: the file, the interpreter or the environment is not there or not whole; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import simulators
+from farmhand.blackbox import BlackBox, load
+from farmhand.catalog import Catalog
+from farmhand.process import ONE_THREAD, WIRE, WORKER
+from farmhand.supervisor import check_python
+from wire import codec, protocol
+from wire.errors import BlackBoxError, FarmError
+
+SHORTEST_LIMIT = 60.0  #: s for one command, where --timeout does not say it
+
+
+@dataclass
+class End:
+    """How an episode ended, and in which command: the construction, the reset, or a step from 1 on."""
+
+    at: str
+    what: str
+
+    def __str__(self) -> str:
+        return "%s in %s" % (self.what, self.at)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; exits with code 2 on a wrong one."""
+    parser = argparse.ArgumentParser(
+        prog="python -m farmhand.replay",
+        description="Plays a black box of a farm again, in a worker of its own.",
+        epilog="exit code: 0 the same end at the same step, 1 another one or none, 2 it cannot be played",
+    )
+    parser.add_argument("file", metavar="FILE", help="a zip from a farm's black-box folder")
+    parser.add_argument("--python", metavar="PATH", help="the simulator's Python (default: the one in the file)")
+    parser.add_argument("--to", type=int, metavar="STEP", help="stop after this step, and print what it returned")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        metavar="S",
+        help="for one command (default: twice what the last one had in the farm, at least %g)" % SHORTEST_LIMIT,
+    )
+    args = parser.parse_args(argv)
+    if args.to is not None and args.to < 0:
+        parser.error("--to must be a step from 0 on (0: the reset), not %d" % args.to)
+    if args.timeout is not None and not args.timeout > 0:
+        parser.error("--timeout must be more than 0 seconds, not %g" % args.timeout)
+    return args
+
+
+def recorded(box: BlackBox) -> End:
+    """The end that the file tells of."""
+    about = box.about
+    fault = about.get("fault")
+    if fault:
+        what = "a fault, %s" % fault.get("type")
+    elif about["how"] == "timed out":
+        what = "no answer"
+    elif "signal" in about:
+        what = "killed by %s" % _signal_name(about["signal"])
+    elif "exit_code" in about:
+        what = "exit code %d" % about["exit_code"]
+    else:
+        what = "ended by the farm"
+    if box.reset is None:
+        return End("the construction", what)
+    at = "step %d" % about["step"] if about["step"] else "the reset"
+    return End(at if about["under_way"] else "the pause after " + at, what)
+
+
+def play(box: BlackBox, python: str, limit: float, to: int | None, log: Path) -> tuple[End | None, Any]:
+    """Plays it.
+
+    Args:
+        box: what to play.
+        python: the interpreter.
+        limit: seconds for one command.
+        to: the last step to play; None plays all.
+        log: where the worker writes.
+
+    Returns:
+        (its end, or None where it goes well to the last step; what the last command returned).
+    """
+    frames = [("the construction", protocol.pack(protocol.CONSTRUCT, 0, codec.encode(_order_here(box.order))))]
+    frames += [("the reset", box.reset)] if box.reset is not None else []
+    frames += [("step %d" % number, frame) for number, frame in enumerate(box.steps, 1)]
+    end = value = None
+    with _Worker(python, log) as worker:
+        for at, frame in frames if to is None else frames[: to + 2]:
+            what, value = worker.ask(frame, limit)
+            if what is not None:
+                end = End(at, what)
+                break
+    return end, value
+
+
+class _Worker:
+    """A worker that is given one frame at a time, without a farm: nothing else waits here, so a thread may block."""
+
+    def __init__(self, python: str, log: Path):
+        self._frames = protocol.FrameReader()
+        with open(log, "ab") as stderr:
+            self._popen = subprocess.Popen(
+                [python, str(WORKER), "--wire", str(WIRE)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=dict(dict.fromkeys(ONE_THREAD, "1"), **os.environ),
+                start_new_session=True,
+                bufsize=0,
+            )
+
+    def __enter__(self) -> _Worker:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._popen.pid, signal.SIGKILL)
+        with self._popen:
+            pass
+
+    def ask(self, frame: bytes, limit: float) -> tuple[str | None, Any]:
+        """Gives it a command: (how it ended, or None where it lives on, and its answer, if it gave one)."""
+        assert self._popen.stdin is not None
+        assert self._popen.stdout is not None
+        # It reads whatever comes, unless it is dead or busy with the command before, which was answered.
+        with contextlib.suppress(BrokenPipeError):
+            self._popen.stdin.write(frame)
+        deadline = time.monotonic() + limit
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            if not select.select([self._popen.stdout], [], [], left)[0]:
+                return self._hangs(), None
+            data = os.read(self._popen.stdout.fileno(), 1 << 16)
+            if not data:
+                return self._ended(), None
+            try:
+                frames = self._frames.feed(data)
+            except protocol.FrameError:
+                return "something else came through its pipe", None
+            for kind, _, _, body in frames:
+                value = codec.decode(body)
+                return "a fault, %s" % value["type"] if kind == protocol.FAULT else None, value
+
+    def _hangs(self) -> str:
+        """Has it write where it hangs, which ends it."""
+        os.kill(self._popen.pid, signal.SIGABRT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(1.0)
+        return "no answer"
+
+    def _ended(self) -> str:
+        try:
+            code = self._popen.wait(2.0)
+        except subprocess.TimeoutExpired:
+            return "it closed its pipe"
+        return "killed by %s" % _signal_name(-code) if code < 0 else "exit code %d" % code
+
+
+def _order_here(order: dict[str, Any]) -> dict[str, Any]:
+    """The order, with a recipe of ours found where this project lies here."""
+    name = order.get("name")
+    if name in simulators.RECIPES:
+        return dict(order, env=Catalog([name]).order(name)["env"])
+    return order
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "signal %d" % number
+
+
+def _check(box: BlackBox, args: argparse.Namespace) -> str:
+    """The interpreter to use.
+
+    Raises:
+        BlackBoxError: it cannot be played.
+    """
+    lost = box.about["steps_lost"]
+    if lost:
+        raise BlackBoxError(
+            "%s lacks the first %d of its %d steps: the episode was longer than a farm keeps\n"
+            "  what it has: how it ended and the log, see about.json and log.txt inside it"
+            % (args.file, lost, lost + len(box.steps))
+        )
+    if args.to is not None and args.to > len(box.steps):
+        raise BlackBoxError("--to %d: the episode has %d steps" % (args.to, len(box.steps)))
+    python = args.python or box.about["python"]
+    try:
+        print("playing it with %s: Python %s" % (python, check_python(python)), flush=True)
+    except FarmError as error:
+        hint = "" if args.python else "\n  the file names this interpreter; name another with --python PATH"
+        raise BlackBoxError("%s%s" % (error, hint)) from None
+    return str(python)
+
+
+def _describe(box: BlackBox, was: End) -> None:
+    about = box.about
+    print("%s, slot %d (pid %d) on %s" % (about["env"], about["slot"], about["pid"], about["farm"].get("host")))
+    print("  ended: %s, %s" % (about["ended_at"], was))
+    print("  why: %s" % str(about["why"]).strip().replace("\n", "\n  "))
+    if box.reset is not None:
+        episode = about["episodes_of_worker"] + 1
+        print("  episode %d of its worker, seed %s, options %s" % (episode, about.get("seed"), about.get("options")))
+        print("  steps: %d" % about["step"])
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns the exit code."""
+    box = load(args.file)
+    was = recorded(box)
+    _describe(box, was)
+    python = _check(box, args)
+    limit = args.timeout or max(SHORTEST_LIMIT, 2 * float(box.about.get("seconds_since_last_command") or 0))
+    with tempfile.TemporaryDirectory(prefix="replay") as folder:
+        log = Path(folder) / "log.txt"
+        end, value = play(box, python, limit, args.to, log)
+        said = log.read_text("utf-8", "replace").splitlines()
+    if end is not None and said:
+        print("the end of the worker's log:\n  " + "\n  ".join(said[-40:]))
+    if end is not None and value is not None:  # the fault
+        print(value["traceback"].rstrip() or "%s: %s" % (value["type"], value["text"]))
+    if end is not None and end.at != was.at and end.at == "the construction":
+        raise BlackBoxError("the environment cannot be built here: %s" % end)
+    if end is None and args.to is not None:
+        print("step %d was reached; it returned\n  %r" % (args.to, value))
+        return 0
+    if end is None:
+        print("another end: it went well to the last step; in the farm it was %s" % was)
+        return 1
+    if end == was:
+        print("the same end: %s" % end)
+        return 0
+    print("another end: %s; in the farm it was %s" % (end, was))
+    return 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code; see the module."""
+    args = parse(argv)
+    try:
+        return run(args)
+    except BlackBoxError as error:
+        print("replay: %s" % error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
