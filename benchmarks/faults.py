@@ -46,33 +46,45 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE)]
 
-from history import Got, History, Lost, Sent, Verdict, action_of, check, read_journal  # noqa: E402
-from simulators.faulty import NUMBERS  # noqa: E402
+from history import First, Got, History, Lost, Sent, Verdict, action_of, check, read_journal  # noqa: E402
 
 from farmer import Farmer  # noqa: E402
 from farmhand.catalog import Catalog  # noqa: E402
 from farmhand.process import WIRE, WORKER  # noqa: E402
+from simulators.faulty import MOST, NUMBERS  # noqa: E402
 from wire import codec, protocol  # noqa: E402
 from wire.errors import FarmError, NothingSent  # noqa: E402
 
 ENV = "journal:JournalEnv"
 START_LIMIT = 60.0  #: s for a farm to stand; the machine may be busy
 WAIT_LIMIT = 60.0  #: s for whatever must happen after a fault
+OTHERS = MOST // 2  #: the first number of a step of another host than the one whose history is checked
 
 
 class Farm:
     """A farm.py beside this process, which ends with it; it can be killed, stopped, and started on the same port."""
 
-    def __init__(self, folder: Path, slots: int, options: Sequence[str] = (), env: str = ENV, kwargs: Any = None):
+    def __init__(
+        self,
+        folder: Path,
+        slots: int,
+        options: Sequence[str] = (),
+        env: str = ENV,
+        kwargs: Any = None,
+        host: str = "127.0.0.1",
+        before: Sequence[str] = (),
+    ):
+        """Starts it; `before` are words before its command, as of `ip netns exec`."""
         self.slots, self.port = slots, 0
         self._folder, self._options, self._env, self._kwargs = folder, list(options), env, kwargs or {}
+        self._host, self._before = host, list(before)
         self._starts = itertools.count()
         self.process: subprocess.Popen[str] | None = None
         self.start()
 
     @property
     def address(self) -> str:
-        return "127.0.0.1:%d" % self.port
+        return "%s:%d" % (self._host, self.port)
 
     @property
     def pid(self) -> int:
@@ -81,8 +93,9 @@ class Farm:
 
     def start(self) -> None:
         """Until it says what it offers."""
-        command = [sys.executable, str(ROOT / "farm.py"), self._env, "--slots", str(self.slots), "--until-eof"]
-        command += ["--port", str(self.port), "--env-kwargs", json.dumps(self._kwargs), *self._options]
+        command = [*self._before, sys.executable, str(ROOT / "farm.py"), self._env, "--until-eof"]
+        command += ["--slots", str(self.slots), "--host", self._host, "--port", str(self.port)]
+        command += ["--env-kwargs", json.dumps(self._kwargs), *self._options]
         command += ["--log-dir", str(self._folder / ("logs-%d" % id(self)))]
         path = self._folder / ("farm-%d-%d.txt" % (id(self), next(self._starts)))
         with open(path, "w") as log:
@@ -98,6 +111,12 @@ class Farm:
     def workers(self) -> list[int]:
         """What runs under it, as the system sees it."""
         return [child.pid for child in psutil.Process(self.pid).children(recursive=True)]
+
+    def children(self) -> list[int]:
+        """Its workers alone, without what they started."""
+        with contextlib.suppress(psutil.Error):
+            return [child.pid for child in psutil.Process(self.pid).children()]
+        return []
 
     def ask(self, verb: str) -> Any:
         """One call, with Pyro4 alone."""
@@ -183,7 +202,8 @@ class Pool(Farmer):
 class Driver(threading.Thread):
     """Stands where the learner does: keeps every slot busy with numbered actions, and writes the history down."""
 
-    def __init__(self, pool: Pool, first_seed: int = 1):
+    def __init__(self, pool: Pool, first: int = 1):
+        """Seeds and numbers of steps begin at `first`."""
         super().__init__(name="driver", daemon=True)
         self.pool, self.history = pool, History()
         self.pid: dict[int, int] = {}  # of each slot's worker
@@ -194,7 +214,7 @@ class Driver(threading.Thread):
         self.ordered_at: dict[int, float] = {}
         self.longest = 0.0  # s that one collect took
         self.trouble: BaseException | None = None
-        self._seeds, self._numbers = itertools.count(first_seed), itertools.count(1)
+        self._seeds, self._numbers = itertools.count(first), itertools.count(first)
         self._seed: dict[int, int] = {}
         self._step: dict[int, int] = {}
         self._ready: set[int] = set()
@@ -346,9 +366,9 @@ class Bench:
         self._stack.callback(proxy.stop)
         return proxy
 
-    def drive(self, farms: Sequence[tuple[str, int]]) -> Driver:
+    def drive(self, farms: Sequence[tuple[str, int]], **options: Any) -> Driver:
         """A driver with a pool, at work on all slots."""
-        pool = self._stack.enter_context(Pool(ENV, farms))
+        pool = self._stack.enter_context(Pool(ENV, farms, **options))
         driver = self._stack.enter_context(Driver(pool))
         slots = sum(count for _, count in farms)
         driver.until(lambda: len(driver.pid) == slots, "the first observations")
@@ -357,7 +377,9 @@ class Bench:
     def judge(self, driver: Driver) -> Verdict:
         """Ends the run and checks its history."""
         driver.finish()
-        verdict = check(driver.history, read_journal(self.journal), driver.pool.status())
+        mine = {event.who for event in driver.history.events if isinstance(event, First)}
+        journal = [did for did in read_journal(self.journal) if did.number < OTHERS or did.who in mine]
+        verdict = check(driver.history, journal, driver.pool.status())
         print(verdict)
         return verdict
 
@@ -538,10 +560,11 @@ class Highest(threading.Thread):
 def leak(args: argparse.Namespace) -> int:
     """Environments that keep a megabyte more with each step."""
     with Bench() as bench:
-        cap, soft = args.cap, args.cap - 2 * args.length
+        cap = args.cap
+        soft = () if args.hard else ("--recycle-memory", "%dM" % (cap - 2 * args.length))
         farm = bench.farm(
             args.slots,
-            *("--memory", "%dM" % cap, "--recycle-memory", "%dM" % soft, "--spares", "1"),
+            *("--memory", "%dM" % cap, "--spares", "1", *soft),
             **{"fault": "leak", "megabytes": 1.0, "length": args.length, "takes": args.takes},
         )
         driver = bench.drive([(farm.address, args.slots)])
@@ -563,8 +586,9 @@ def leak(args: argparse.Namespace) -> int:
         seconds,
         verdict.told,
     )
-    wanted = "never above cap + one poll, 0 transitions lost"
-    return row("a leak of 1 MB a step, %d steps" % verdict.sent, wanted, measured, verdict)
+    wanted = "never above cap + one poll" + ("" if args.hard else ", 0 transitions lost")
+    how = "ended at the cap" if args.hard else "recycled between episodes"
+    return row("a leak of 1 MB a step, %d steps, %s" % (verdict.sent, how), wanted, measured, verdict)
 
 
 def crashloop(args: argparse.Namespace) -> int:
@@ -610,8 +634,8 @@ def network(args: argparse.Namespace) -> int:
     with Bench() as bench:
         farms, proxies, addresses = [], [], []
         for number in range(args.farms):
-            # Twice the slots that the host wants: those of a connection that broke are held a while for its old lease.
-            farms.append(bench.farm(2 * args.proxies * args.slots, "--spares", "0"))
+            # More slots than the host wants: those of a lease that nobody calls for any more are held a while.
+            farms.append(bench.farm(3 * args.proxies * args.slots // 2, "--spares", "0"))
             seed = args.seed + number
             proxies.append(bench.proxy(farms[-1], ports=args.proxies, every=args.every, seed=seed))
             proxies[-1].say("calm")
@@ -665,9 +689,8 @@ def farms(args: argparse.Namespace) -> int:
             proxy.say("calm")
         lists = [(steady.address, args.slots)] + [(proxy.addresses[0], args.slots) for proxy in proxies]
         driver = bench.drive(lists)
-        begin = time.monotonic()
-        time.sleep(args.calm)
-        calm = (begin, time.monotonic(), None)
+        time.sleep(3.0)  # what starts beside them has started
+        calm = [_pause(args.calm)]
         by_farm = {
             name: [slot for slot in driver.pid if driver.pool.name_of(slot) == name]
             for name in (address for address, _ in lists)
@@ -701,15 +724,18 @@ def farms(args: argparse.Namespace) -> int:
                 time.sleep(0.2)
         finally:
             over.set()
-        harmed = (begin, time.monotonic(), None)
+        harmed = (begin, time.monotonic())
         for tally in tallies:
             if tally.trouble is not None:
                 raise tally.trouble
         mine = set(by_farm[steady.address])
-        rates = []
-        for low, high, _ in (calm, harmed):
-            got = [e for e in driver.history.events if isinstance(e, Got) and low <= e.at < high and e.slot in mine]
-            rates.append(len(got) / (high - low))
+        time.sleep(3.0)
+        calm.append(_pause(args.calm))
+        got = np.array([e.at for e in driver.history.events if isinstance(e, Got) and e.slot in mine])
+        rates = [
+            sum(((got >= low) & (got < high)).sum() for low, high in spans) / sum(high - low for low, high in spans)
+            for spans in (calm, [harmed])
+        ]
         touched = sum(isinstance(e, Lost) and e.slot in mine for e in driver.history.events)
         verdict = bench.judge(driver)
     parts = []
@@ -729,6 +755,12 @@ def farms(args: argparse.Namespace) -> int:
     )
     wanted = "0 orphans after 1 s, left within 4 s, host goes on, rejoin <= 2 s after it is back"
     return row("farm daemons killed, stopped and cut off, %d times" % args.count, wanted, measured, verdict)
+
+
+def _pause(seconds: float) -> tuple[float, float]:
+    begin = time.monotonic()
+    time.sleep(seconds)
+    return begin, time.monotonic()
 
 
 class Tally:
@@ -823,11 +855,281 @@ def _end(processes: list[subprocess.Popen[str]]) -> None:
 
 def host(args: argparse.Namespace) -> int:
     """A host that steps until it is killed; `hosts` starts it."""
-    with Pool(ENV, [(args.farm, args.slots)]) as pool, Driver(pool, first_seed=random.randrange(1, 1 << 30)) as driver:
+    with Pool(ENV, [(args.farm, args.slots)]) as pool, Driver(pool, OTHERS) as driver:
         driver.until(lambda: len(driver.sent_at) == args.slots, "its first steps")
         print("steps", flush=True)
         driver.until(lambda: False, "its end", 600.0)
     return 0
+
+
+class Wire:
+    """A network namespace, and a virtual wire to it that can be pulled out at either end."""
+
+    NEAR, FAR = "198.18.232.1", "198.18.232.2"  # a range that is set apart for tests of networks (RFC 2544)
+
+    def __init__(self) -> None:
+        self.space, self._near, self._far = ("bench%s%d" % (part, os.getpid() % 100_000) for part in "snf")
+        self._ip("netns", "add", self.space)
+        try:
+            self._ip("link", "add", self._near, "type", "veth", "peer", "name", self._far, "netns", self.space)
+            self._ip("addr", "add", self.NEAR + "/30", "dev", self._near)
+            self._ip("-n", self.space, "addr", "add", self.FAR + "/30", "dev", self._far)
+            self._ip("-n", self.space, "link", "set", "lo", "up")
+            for end in ("near", "far"):
+                self.turn(end, "up")
+        except BaseException:
+            self.close()
+            raise
+
+    def turn(self, end: str, how: str) -> None:
+        """near: this machine sees that its network is gone; far: what it sends is swallowed in silence."""
+        where = ["link", "set", self._near] if end == "near" else ["-n", self.space, "link", "set", self._far]
+        self._ip(*where, how)
+
+    def close(self) -> None:
+        self._ip("netns", "del", self.space)  # the wire goes with it
+
+    def _ip(self, *words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+def partitions(args: argparse.Namespace) -> int:
+    """A farm in a network namespace of its own, cut off for longer or shorter than two heartbeats."""
+    rng = random.Random(args.seed)
+    with Bench() as bench, contextlib.closing(Wire()) as wire:
+        key = bench.folder / "farm.key"
+        subprocess.run([sys.executable, str(ROOT / "farm.py"), "--new-key", str(key)], check=True, capture_output=True)
+        near = bench.farm(args.slots, "--key-file", str(key), takes=args.takes)
+        far = Farm(
+            *(bench.folder, args.slots, ["--key-file", str(key)], ENV, bench.kwargs(takes=args.takes)),
+            host=Wire.FAR,
+            before=["ip", "netns", "exec", wire.space],
+        )
+        try:
+            driver = bench.drive([(near.address, args.slots), (far.address, args.slots)], key_file=key)
+            beyond = [slot for slot in driver.pid if driver.pool.name_of(slot) == far.address]
+            short, back = 0, []
+            for number in range(args.count):
+                end, seconds = ("near", "far")[number % 2], rng.uniform(0.1, 8.0)
+                at = time.monotonic()
+                wire.turn(end, "down")
+                time.sleep(seconds)
+                wire.turn(end, "up")
+                plugged = time.monotonic()
+
+                def is_back(plugged: float = plugged) -> bool:
+                    return all(driver.sent_at[slot] > plugged for slot in beyond)
+
+                driver.until(is_back, "the farm beyond the wire")
+                back.append(min(driver.sent_at[slot] for slot in beyond) - plugged)
+                short += not any(driver.lost_at.get(slot, 0.0) > at for slot in beyond)
+                time.sleep(0.5)
+            touched = sum(isinstance(e, Lost) and e.slot not in beyond for e in driver.history.events)
+            verdict = bench.judge(driver)
+        finally:
+            far.stop()
+    measured = "%s from the wire's return to the next step; %d cuts cost nothing; %d slots of the near farm lost" % (
+        times(back),
+        short,
+        touched,
+    )
+    wanted = "0 lost, 0 doubled, 0 swapped, 0 cross-slot; back <= 2 s"
+    return row("%d partitions of network namespaces, 0.1 to 8 s" % args.count, wanted, measured, verdict)
+
+
+INSIDE = ["nan", "inf", "wrong_shape", "raise", "raise_unpicklable", "exit", "segfault", "abort", "spin", "hang_in_c"]
+INSIDE += ["stop", "leak", "slow", "print", "grandchild"]
+
+
+def soak(args: argparse.Namespace) -> int:
+    """SAC learns Pendulum from two farms while everything fails at random; before and after, nothing does."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from agents import networks
+
+    with Bench() as bench:
+        switch = bench.folder / "harm"
+        kwargs = {"fault": INSIDE, "probability": args.inside, "only_if": str(switch), "takes": args.takes}
+        options = ["--step-timeout", "1", "--recycle-memory", "300M", "--memory", "600M", "--spares", "1"]
+        env = "journal:FaultyPendulum"
+        both = [Farm(bench.folder, args.slots, options, env, kwargs) for _ in range(2)]
+        proxies = [bench.proxy(farm, every=args.every, seed=args.seed) for farm in both]
+        for proxy in proxies:
+            proxy.say("calm")
+        try:
+            with Farmer(env, [(proxy.addresses[0], args.slots) for proxy in proxies], seed=args.seed) as farmer:
+                agent = networks.make_sac(
+                    farmer.observation_space,
+                    farmer.action_space,
+                    seed=args.seed,
+                    hidden=(64, 64),
+                    learning_rate=1e-3,
+                    memory_limit=args.memory,
+                    updates_per_step=args.updates,
+                )
+                trouble = Trouble(args, agent, farmer, both, proxies, switch)
+                trouble.start()
+                with contextlib.suppress(KeyboardInterrupt):
+                    agent.fit(farmer, nb_steps=10**9, verbose=0)
+                trouble.join(30)
+                if trouble.error is not None:
+                    raise trouble.error
+                if not trouble.done:
+                    raise KeyboardInterrupt
+                played = agent.test(farmer, nb_episodes=10, visualize=False, verbose=0)
+                farmer.abandon()
+                end = time.monotonic() + 10
+                while farmer.busy and time.monotonic() < end:
+                    time.sleep(0.05)
+                ledgers = [farm["ledger"] for farm in farmer.status()["farms"]]
+        finally:
+            for farm in both:
+                farm.stop()
+    adds_up = all(ledger["sent"] == sum(n for name, n in ledger.items() if name != "sent") for ledger in ledgers)
+    told = {name: sum(ledger[name] for ledger in ledgers) for name in ledgers[0] if name not in ("sent", "done")}
+    print("ledgers: %s" % ledgers)
+    measured = "%s; goodput %.1f %% of fault-free; mean return of 10 episodes %.0f; steps not done: %s; ledger %s" % (
+        trouble.summary(),
+        100 * trouble.goodput(),
+        float(np.mean(played.history["episode_reward"])),
+        ", ".join("%d %s" % (n, name) for name, n in told.items() if n) or "none",
+        "sums" if adds_up else "**wrong**",
+    )
+    wanted = "drift <= 1 %, goodput >= 95 %, Pendulum is learnt (about -150)"
+    row("%g min of SAC on Pendulum under faults of all kinds" % args.minutes, wanted, measured, None)
+    return 0 if adds_up else 1
+
+
+class Trouble(threading.Thread):
+    """Breaks things by a Poisson process, each kind with a rate of its own, and keeps an eye on host and farms."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        agent: Any,
+        farmer: Farmer,
+        farms: list[Farm],
+        proxies: list[Proxy],
+        switch: Path,
+    ):
+        super().__init__(daemon=True)
+        self.error: BaseException | None = None
+        self.done = False
+        self.counts: dict[str, int] = {}
+        self.samples: list[dict[str, float]] = []
+        self._args, self._agent, self._farmer = args, agent, farmer
+        self._farms, self._proxies, self._switch = farms, proxies, switch
+        self._rng = random.Random(args.seed)
+        self._spans: dict[str, list[tuple[float, float]]] = {"calm": [], "harm": []}  # seconds, steps
+        self._network: dict[str, int] = {}
+
+    def run(self) -> None:
+        try:
+            self._run()
+            self.done = True
+        except BaseException as error:
+            self.error = error
+        os.kill(os.getpid(), signal.SIGINT)  # `fit` ends between two steps
+
+    def _run(self) -> None:
+        self._span(self._args.warm_up, None)
+        self._span(self._args.calm, "calm")
+        self._switch.touch()
+        for proxy in self._proxies:
+            proxy.say("harm")
+        self._span(60 * self._args.minutes, "harm")
+        self._switch.unlink()
+        for proxy in self._proxies:
+            proxy.say("calm")
+            for kind, count in proxy.counts().items():
+                self._network[kind] = self._network.get(kind, 0) + count
+        self._span(15.0, None)
+        self._span(self._args.calm, "calm")
+
+    def _span(self, seconds: float, name: str | None) -> None:
+        """Lets time pass, with or without faults; a look at everything every second."""
+        begin, steps = time.monotonic(), self._agent.step
+        rates = {"kill": self._args.kill, "stop": self._args.kill, "away": self._args.away}
+        due = {kind: begin + self._rng.expovariate(1 / mean) for kind, mean in rates.items()}
+        looked = 0.0
+        while (now := time.monotonic()) < begin + seconds:
+            if name == "harm":
+                for kind, at in due.items():
+                    if now >= at:
+                        self._harm(kind)
+                        due[kind] = time.monotonic() + self._rng.expovariate(1 / rates[kind])
+            if now - looked >= 1.0:
+                looked = now
+                if name is not None:
+                    self.samples.append(self._look(now))
+            time.sleep(0.1)
+        if name is not None:
+            self._spans[name].append((time.monotonic() - begin, self._agent.step - steps))
+        print("%s: %d steps in %.0f s" % (name, self._agent.step - steps, seconds), file=sys.stderr, flush=True)
+
+    def _harm(self, kind: str) -> None:
+        if kind == "away":  # the second farm: the first one's daemon lives through all of it, so that it can be watched
+            farm, proxy = self._farms[1], self._proxies[1]
+            kind = self._rng.choice(("farm killed", "farm stopped", "farm cut off"))
+            if kind == "farm killed":
+                farm.kill()
+                farm.start()
+            else:
+                os.kill(farm.pid, signal.SIGSTOP) if kind == "farm stopped" else proxy.say("hold")
+                time.sleep(6.0)
+                os.kill(farm.pid, signal.SIGCONT) if kind == "farm stopped" else proxy.say("go")
+        else:
+            workers = [pid for farm in self._farms for pid in farm.children()]
+            if not workers:
+                return
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._rng.choice(workers), signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
+            kind = "kill -9" if kind == "kill" else "SIGSTOP"
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+
+    def _look(self, now: float) -> dict[str, float]:
+        found = {"at": now}
+        for name, pid in (("host", os.getpid()), ("farm", self._farms[0].pid)):
+            process = psutil.Process(pid)
+            found["RSS of the " + name] = process.memory_info().rss
+            found["descriptors of the " + name] = process.num_fds()
+            found["threads of the " + name] = process.num_threads()
+            zombies = 0
+            for child in process.children():
+                with contextlib.suppress(psutil.Error):
+                    zombies += child.status() == psutil.STATUS_ZOMBIE
+            found["zombies of the " + name] = zombies
+        return found
+
+    def goodput(self) -> float:
+        """Steps per second under faults as a share of those without."""
+        rate = {name: sum(n for _, n in spans) / sum(s for s, _ in spans) for name, spans in self._spans.items()}
+        return rate["harm"] / rate["calm"]
+
+    def summary(self) -> str:
+        """What was done to them, and how much of everything they hold at the end, beside the beginning."""
+        drifts = []
+        tenth = max(1, min(len(self.samples) // 5, int(self._args.calm)))
+        for name in self.samples[0]:
+            if name == "at":
+                continue
+            before, after = (
+                statistics.median(sample[name] for sample in part)
+                for part in (self.samples[:tenth], self.samples[-tenth:])
+            )
+            if name.startswith("zombies"):
+                drifts.append("%d %s" % (after, name))
+            elif name.startswith("RSS"):
+                drifts.append(
+                    "%s %.0f -> %.0f MB (%+.1f %%)" % (name, before / 2**20, after / 2**20, _drift(before, after))
+                )
+            else:
+                drifts.append("%s %d -> %d" % (name, before, after))
+        done = dict(self.counts, **self._network)
+        return "%s; %s" % (", ".join("%d %s" % (n, kind) for kind, n in done.items()), ", ".join(drifts))
+
+
+def _drift(before: float, after: float) -> float:
+    return 100 * (after - before) / before
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -844,11 +1146,26 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
     command(kills, count=1000, slots=4, spares=0, takes=0.02, block=50, calm=5.0, pause=0.1)
     command(hangs, count=200, slots=4, takes=0.02, deadline=0.5, pause=0.1)
-    command(leak, steps=10_000, slots=2, cap=200, length=25, takes=0.0, limit=600.0)
+    leaking = command(leak, steps=10_000, slots=2, cap=200, length=25, takes=0.0, limit=600.0)
+    leaking.add_argument("--hard", action="store_true", help="without recycling: the cap ends workers in mid-episode")
     command(crashloop, slots=4, takes=0.02, seconds=60.0)
-    command(network, faults=10_000, steps=200_000, farms=2, proxies=4, slots=2, every=30, limit=1500.0)
+    command(network, faults=10_000, steps=200_000, farms=2, proxies=8, slots=4, every=30, limit=1500.0)
     command(farms, count=200, slots=2, at_a_time=4, takes=0.02, calm=10.0)
     command(hosts, count=50, slots=2, at_a_time=5, takes=0.02)
+    command(partitions, count=20, slots=2, takes=0.02)
+    command(
+        *(soak,),
+        **{
+            "minutes": 60.0,
+            "slots": 4,
+            "takes": 0.05,
+            "updates": 0.5,
+            "memory": 20_000,
+            "calm": 60.0,
+            "warm_up": 180.0,
+        },
+        **{"inside": 0.0005, "every": 2000, "kill": 20.0, "away": 120.0},
+    )
     one = command(host)
     one.add_argument("farm")
     one.add_argument("slots", type=int)

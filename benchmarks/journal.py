@@ -10,6 +10,9 @@ each reset, of a fixed number of bytes and by one `write`. So whatever kills the
 import os
 import struct
 import sys
+import time
+
+import numpy as np
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
@@ -45,3 +48,35 @@ class JournalEnv(FaultyEnv):
 
     def _write(self, kind, step, action):
         os.write(self._journal, RECORD.pack(kind, self.who, self.episode, step, self._tag, action))
+
+
+class FaultyPendulum:
+    """gymnasium's Pendulum, slowed down, with the faults of a FaultyEnv beside it; for a training, without a journal.
+
+    What the FaultyEnv answers counts where it is bad; where it is not, the pendulum's answer does.
+    """
+
+    def __init__(self, takes=0.0, **kwargs):
+        import gymnasium
+
+        self._env, self._trouble, self._takes = gymnasium.make("Pendulum-v1"), FaultyEnv(**kwargs), takes
+        self.observation_space, self.action_space = self._env.observation_space, self._env.action_space
+        self.spec = self._env.spec
+
+    def reset(self, seed=None, options=None):
+        self._trouble.reset()
+        return self._env.reset(seed=seed, options=options)
+
+    def step(self, action):
+        time.sleep(self._takes)
+        answer = self._env.step(action)
+        bad = self._trouble.step([0.0])
+        if len(bad) != 5:
+            return bad
+        if np.shape(bad[0]) != (5,) or not np.isfinite(bad[0]).all():
+            return (bad[0],) + answer[1:]
+        return answer
+
+    def close(self):
+        self._trouble.close()
+        self._env.close()
