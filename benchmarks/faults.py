@@ -1164,7 +1164,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
             "calm": 60.0,
             "warm_up": 180.0,
         },
-        **{"inside": 0.0005, "every": 2000, "kill": 20.0, "away": 120.0},
+        **{"inside": 0.001, "every": 2000, "kill": 20.0, "away": 120.0},
     )
     one = command(host)
     one.add_argument("farm")
