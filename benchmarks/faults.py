@@ -315,6 +315,8 @@ class Driver(threading.Thread):
                 self._collect()
         with contextlib.suppress(NothingSent, FarmError):  # rows that came between
             self._collect()
+        if self.pool.busy:
+            raise TimeoutError("commands that nobody answers: %s" % self.pool.status())
 
     # What the history says about speed.
 
