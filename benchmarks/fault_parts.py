@@ -50,7 +50,7 @@ OTHERS = MOST // 2  #: the first number of a step of another host than the one w
 
 
 def first_line(process: subprocess.Popen[str]) -> str:
-    """What a program says when it stands; nothing when it ended, or was killed because it took longer than START_LIMIT."""
+    """What a program says when it stands; nothing when it ended, or when it took longer than START_LIMIT."""
     assert process.stdout is not None
     killer = threading.Timer(START_LIMIT, process.kill)
     killer.start()

@@ -66,7 +66,7 @@ def kills(args: argparse.Namespace) -> int:
         recoveries, starts, harmed, calm = [], [], [], []
         for number in range(args.count):
             if number % args.block == 0:
-                time.sleep(2.0)  # spares stand again
+                time.sleep(args.settle)  # spares stand again
                 starts += [start_up(bench) for _ in range(2)]
                 begin = time.monotonic()
                 time.sleep(args.calm)
@@ -500,7 +500,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
             sub.add_argument("--" + name.replace("_", "-"), type=type(default), default=default)
         return sub
 
-    command(kills, count=1000, slots=4, spares=0, takes=0.02, block=50, calm=5.0, pause=0.1)
+    command(kills, count=1000, slots=4, spares=0, takes=0.02, block=50, settle=2.0, calm=5.0, pause=0.1)
     command(hangs, count=200, slots=4, takes=0.02, deadline=0.5, pause=0.1)
     leaking = command(leak, steps=10_000, slots=2, cap=200, length=25, takes=0.0, limit=600.0)
     leaking.add_argument("--hard", action="store_true", help="without recycling: the cap ends workers in mid-episode")

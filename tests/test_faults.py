@@ -375,7 +375,7 @@ CLEAN = "0 lost, 0 doubled, 0 swapped, 0 cross-slot"
 
 
 def test_workers_that_are_killed_come_back_and_nothing_is_lost_unsaid():
-    code, said = bench("kills", "--count", "5", "--block", "5", "--calm", "0.5")
+    code, said = bench("kills", "--count", "5", "--block", "5", "--calm", "0.5", "--settle", "0.1")
     assert code == 0, said
     assert "5 recovered" in said
     assert "5 told as lost (5 crashed" in said
@@ -389,7 +389,7 @@ def test_a_network_that_harms_everything_loses_doubles_swaps_and_mixes_nothing_u
     assert code == 0, said
     assert CLEAN in said
     assert "every farm still runs" in said
-    assert int(re.search(r"(\d+) faults \(", said)[1]) >= 60
+    assert int(re.search(r"(\d+) faults \(", said)[1]) >= 40
 
 
 @pytest.mark.slow
