@@ -6,22 +6,25 @@ python farm.py Pendulum-v1 --slots 4
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import json
 import logging
 import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import simulators
 from farmhand.catalog import Catalog
-from farmhand.service import FarmDaemon
+from farmhand.control import Control, ask
+from farmhand.limits import FACTOR, FLOOR, SHARE, Limits, memory_share, parse_size
+from farmhand.service import FarmDaemon, check_host
 from farmhand.supervisor import Supervisor, check_python
-from wire import codec
-from wire.errors import StartError
+from farmhand.tree import free_memory
+from wire import auth, codec
+from wire.errors import BadKey, StartError
 
 PORT = 20099
 
@@ -34,15 +37,26 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         epilog="recipes that ship with this farm: " + ", ".join(sorted(simulators.RECIPES)),
     )
     parser.add_argument(
-        "env", nargs="+", metavar="ENV", help="a gymnasium id, a recipe, or module:factory from the working directory"
+        "env", nargs="*", metavar="ENV", help="a gymnasium id, a recipe, or module:factory from the working directory"
     )
     parser.add_argument(
         "--slots", type=int, default=os.cpu_count() or 1, metavar="N", help="environments (default: cores)"
     )
     parser.add_argument("--python", default=sys.executable, metavar="PATH", help="the simulator's Python, 2.7 to 3.13")
     parser.add_argument("--env-kwargs", type=_json_object, default={}, metavar="JSON", help="for every constructor")
-    parser.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: %(default)s)")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="H",
+        help="address to listen on (default: %(default)s; wider ones need a key)",
+    )
     parser.add_argument("--port", type=int, default=PORT, metavar="P", help="(default: %(default)s; 0: any free one)")
+    parser.add_argument(
+        "--key-file",
+        metavar="PATH",
+        help="hosts must have the same key (a file of mode 600; default: FARM_KEY, or no key)",
+    )
+    parser.add_argument("--new-key", metavar="PATH", help="write a new key there, and nothing else")
     parser.add_argument("--log-dir", metavar="DIR", help="one log a slot (default: logs/farm-PORT)")
     parser.add_argument(
         "--black-box",
@@ -55,20 +69,86 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default="on",
         help="refuse observations and actions outside their declared bounds; NaN, Inf and wrong shapes always are",
     )
+    _add_limits(parser)
     parser.add_argument(
-        "--start-timeout", type=float, default=120.0, metavar="S", help="for the first build of an environment"
+        "--release",
+        type=int,
+        metavar="SLOT",
+        help="have a farm that runs here, at --port, end the worker of a slot and start a new one; no farm is started",
     )
     parser.add_argument(
         "--until-eof", action="store_true", help="stop when stdin closes, for a farm that another program starts"
     )
     args = parser.parse_args(argv)
+    if not args.env and args.new_key is None and args.release is None:
+        parser.error("the following arguments are required: ENV")
     if args.slots < 1:
         parser.error("--slots must be at least 1, not %d" % args.slots)
-    if not args.start_timeout > 0:
-        parser.error("--start-timeout must be more than 0 seconds, not %g" % args.start_timeout)
+    for option in ("start_timeout", "reset_timeout", "step_timeout"):
+        if getattr(args, option) is not None and not getattr(args, option) > 0:
+            parser.error("--%s must be more than 0 seconds, not %g" % (option.replace("_", "-"), getattr(args, option)))
+    for option, least in (("recycle_resets", 1), ("recycle_steps", 1), ("spares", 0)):
+        if getattr(args, option) is not None and getattr(args, option) < least:
+            parser.error("--%s must be at least %d, not %d" % (option.replace("_", "-"), least, getattr(args, option)))
     if not 0 <= args.port <= 65535:
         parser.error("--port must be 0 to 65535, not %d" % args.port)
     return args
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    times = parser.add_argument_group(
+        "time limits, in seconds; what takes longer is ended, and its slot gets a new worker"
+    )
+    times.add_argument(
+        "--start-timeout", type=float, default=120.0, metavar="S", help="to build an environment (default: %(default)g)"
+    )
+    learnt = "(default: learnt, %g times its own p99, at least %g)" % (FACTOR, FLOOR)
+    times.add_argument("--reset-timeout", type=float, metavar="S", help="for a reset %s" % learnt)
+    times.add_argument(
+        "--step-timeout",
+        type=float,
+        metavar="S",
+        help="for one step; k times that when an action is repeated %s" % learnt,
+    )
+    ageing = parser.add_argument_group("replacing workers; at the end of an episode, but for --memory")
+    ageing.add_argument(
+        "--memory", type=_size, metavar="SIZE", help="as 2G: over it a worker is ended at once (default: none)"
+    )
+    ageing.add_argument(
+        "--recycle-memory",
+        type=_size,
+        metavar="SIZE",
+        help="over it a worker is replaced (default: its share of %d %%%% of this machine's, once it has also doubled)"
+        % (100 * SHARE),
+    )
+    ageing.add_argument("--recycle-resets", type=int, metavar="N", help="replace a worker after so many episodes")
+    ageing.add_argument("--recycle-steps", type=int, metavar="N", help="replace a worker after so many steps")
+    ageing.add_argument(
+        "--spares", type=int, metavar="N", help="workers in stock for each environment (default: 1 where memory allows)"
+    )
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def limits_of(args: argparse.Namespace) -> Limits:
+    """The limits of the command line, and those that follow from this machine."""
+    share = memory_share(free_memory()[0], args.slots) if args.recycle_memory is None else None
+    return Limits(
+        start=args.start_timeout,
+        reset=args.reset_timeout,
+        step=args.step_timeout,
+        memory=args.memory,
+        recycle_memory=args.recycle_memory,
+        memory_share=share,
+        recycle_resets=args.recycle_resets,
+        recycle_steps=args.recycle_steps,
+        spares=args.spares,
+    )
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -81,39 +161,26 @@ def _json_object(text: str) -> dict[str, Any]:
     return value
 
 
-def check_host(host: str) -> None:
-    """A farm runs what a caller sends it, so it stays on this machine unless callers prove themselves.
-
-    Raises:
-        StartError: the address is wider than loopback.
-    """
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise StartError(
-            "--host %s would let anyone on that network run this farm, and keys are not built yet\n"
-            "  now: leave it on 127.0.0.1 and, on the host, open a tunnel: ssh -N -L 20099:127.0.0.1:20099 user@slave"
-            % host
-        )
-
-
 def run(args: argparse.Namespace, stop: threading.Event) -> None:
     """Starts everything, in an order in which a failure leaves nothing behind, and serves until `stop` is set."""
-    check_host(args.host)
+    key = auth.find_key(args.key_file)
+    os.environ.pop(auth.VARIABLE, None)  # a simulator has no business with it
+    check_host(args.host, key is not None)
     catalog = Catalog(args.env, args.env_kwargs, check_bounds=args.check_bounds == "on")
     version = check_python(args.python)
-    daemon = FarmDaemon(args.host, args.port)
+    if args.black_box is not None:
+        make_folder(args.black_box)
+    daemon = FarmDaemon(args.host, args.port, key)
     port = int(daemon.locationStr.rpartition(":")[2])
-    log_dir = args.log_dir or os.path.join("logs", "farm-%d" % port)
-    supervisor = Supervisor(catalog, args.slots, args.python, log_dir, args.black_box)
+    supervisor = Supervisor(catalog, args.slots, args.python, log_dir(args, port), limits_of(args), args.black_box)
+    control: Control | None = None
     serving = threading.Thread(target=daemon.requestLoop, name="pyro", daemon=True)
     try:
-        supervisor.start(args.start_timeout)
+        supervisor.start()
+        control = Control(supervisor.log_dir, {"release": supervisor.release_by_hand})
         daemon.offer(supervisor)
         serving.start()
-        say(supervisor, version, args.host, port)
+        say(supervisor, version, args.host, port, key is not None)
         if args.until_eof:
             sys.stdin.read()
         else:
@@ -121,6 +188,8 @@ def run(args: argparse.Namespace, stop: threading.Event) -> None:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # the end is under way and has a limit
+        if control is not None:
+            control.close()
         supervisor.stop("the farm stops")
         if serving.ident is not None:
             daemon.shutdown()
@@ -128,7 +197,27 @@ def run(args: argparse.Namespace, stop: threading.Event) -> None:
         daemon.close()
 
 
-def say(supervisor: Supervisor, version: str, host: str, port: int) -> None:
+def log_dir(args: argparse.Namespace, port: int) -> Path:
+    """Where the farm at this port has its logs."""
+    return Path(args.log_dir or os.path.join("logs", "farm-%d" % port))
+
+
+def make_folder(path: str) -> None:
+    """Makes the folder for black boxes now: the first one comes when something else has gone wrong already.
+
+    Raises:
+        StartError: it cannot be made.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise StartError(
+            "cannot make the folder for black boxes, %s: %s\n  now: name another with --black-box"
+            % (path, error.strerror or error)
+        ) from None
+
+
+def say(supervisor: Supervisor, version: str, host: str, port: int, has_key: bool) -> None:
     """What is offered, and the line to paste into farmlist.py."""
     print(
         "farm at %s:%d, %d slots, Python %s, logs in %s"
@@ -140,8 +229,11 @@ def say(supervisor: Supervisor, version: str, host: str, port: int) -> None:
             "  %s: observation %s, action %s"
             % (name, _space(about["observation_space"]), _space(about["action_space"]))
         )
+    print("  %s" % supervisor.about_spares)
     where = host if port == PORT else "%s:%d" % (host, port)
     print("in farmlist.py: farmlist_base = [(%r, %d)]" % (where, len(supervisor.slots)))
+    if has_key:
+        print("hosts need its key: train.py --key-file PATH, or FARM_KEY in their environment")
     print("Ctrl-C stops it.", flush=True)
 
 
@@ -151,10 +243,34 @@ def _space(space: dict[str, Any] | None) -> str:
     return "%s %s" % (space["kind"], space.get("shape", space.get("n", ""))) if "kind" in space else str(space)
 
 
+def make_key(path: str) -> int:
+    """Writes a new key, and says what to do with it."""
+    try:
+        auth.new_key(path)
+    except BadKey as error:
+        print("farm.py: %s" % error, file=sys.stderr)
+        return 2
+    print(
+        "a new key is in %s\n"
+        "  copy it to the other machines (scp -p keeps its mode), and name it on both sides: --key-file %s"
+        % (path, path)
+    )
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 when stopped, 2 when it could not start."""
     args = parse(argv)
+    if args.new_key is not None:
+        return make_key(args.new_key)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
+    if args.release is not None:
+        try:
+            print(ask(log_dir(args, args.port), "release", args.release))
+        except StartError as error:
+            print("farm.py: %s" % error, file=sys.stderr)
+            return 2
+        return 0
     stop = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -169,7 +285,7 @@ def main(argv: list[str] | None = None) -> int:
         run(args, stop)
     except KeyboardInterrupt:
         print("farm stopped", file=sys.stderr)
-    except StartError as error:
+    except (StartError, BadKey) as error:
         print("farm.py: %s" % error, file=sys.stderr)
         return 2
     return 0

@@ -32,6 +32,7 @@ from agents.checkpoint import Autosave, Checkpointer
 from agents.metrics import MetricsLogger, plot_metrics
 from agents.offpolicy import OffPolicyAgent
 from farmer import Farmer
+from farmer.places import LOST_BUCKETS
 from wire.errors import FarmError, FarmlistError
 
 ROOT = Path(__file__).resolve().parent
@@ -51,6 +52,8 @@ class Options:
     """Which agent learns: ddpg or sac."""
     farmlist: Path | None = None
     """The list of farms; ./farmlist.py by default. Without one a local farm is started."""
+    key_file: Path | None = None
+    """The farms' key, a file of mode 600; by default the key in FARM_KEY, or none."""
     slots: int | None = None
     """Environments at a time; all of the list by default, one a core on a local farm."""
     seed: int | None = None
@@ -71,6 +74,8 @@ class Options:
     """Observations by running mean and deviation; auto: where the space has no bounds, or wide ones."""
     schedule: Literal["overlap", "sync"] = "overlap"
     """Learn while environments step, or in turns that a seed reproduces exactly."""
+    on_lost_episode: Literal["keep", "drop"] = "keep"
+    """What becomes of the steps before the one that was lost with its worker or farm: learnt from, or taken out."""
     autosave: float = 10.0
     """Minutes between checkpoints while it trains; 0: only save() writes one."""
     keep: int = 3
@@ -110,6 +115,7 @@ class LocalFarm:
         ]
         command += ["--log-dir", str(folder / "logs")]
         command += ["--python", str(options.python)] if options.python else []
+        command += ["--key-file", str(options.key_file)] if options.key_file else []
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "farm.log"
         with open(self.log, "wb") as log:
@@ -260,7 +266,8 @@ class Session:
         else:
             farms = path
         try:
-            return Farmer(self.options.env, farms, slots=self.options.slots, seed=self.options.seed)
+            options = self.options
+            return Farmer(options.env, farms, slots=options.slots, seed=options.seed, key_file=options.key_file)
         except BaseException:
             if self.local is not None:
                 self.local.stop()
@@ -275,6 +282,7 @@ class Session:
             updates_per_step=options.updates_per_step,
             schedule=options.schedule,
             normalize_observations={"auto": None, "on": True, "off": False}[options.normalize],
+            on_lost_episode=options.on_lost_episode,
         )
         agent.fault_folder = self.out
         return agent
@@ -340,15 +348,27 @@ class Session:
         return {"env": self.options.env, "episodes": rows, "seconds": self.seconds}
 
     def status(self) -> None:
-        """Shows farms, slots and the ledger of steps."""
-        for farm in self.farmer.status()["farms"]:
-            ledger = dict(farm["ledger"])
-            sent = ledger.pop("sent")
-            ends = ", ".join("%d %s" % (count, name) for name, count in ledger.items() if count)
+        """Shows farms, slots and the ledger of steps; of slots only those that lost some."""
+        status = self.farmer.status()
+        if status["farmlist"]:
+            say("the farmlist is broken, the list before counts: " + status["farmlist"].replace("\n", "\n  "))
+        for farm in status["farms"]:
             say(
-                "%s  %d of %d slots, %d busy; %d steps sent%s"
-                % (farm["farm"], farm["slots"], farm["wanted"], farm["busy"], sent, ": " + ends if ends else "")
+                "%s%s  %d of %d slots, %d busy; %s"
+                % (
+                    farm["farm"],
+                    " (leaving)" if farm["leaving"] else "",
+                    farm["slots"],
+                    farm["wanted"],
+                    farm["busy"],
+                    _ends(farm["ledger"]),
+                )
             )
+            for place in farm["places"]:
+                if any(place["ledger"][bucket] for bucket in LOST_BUCKETS):
+                    say("  slot %d: %s" % (place["slot"], _ends(place["ledger"])))
+            if farm["dropped"]:
+                say("  %d late replies that nobody waited for any more" % farm["dropped"])
             if farm["trouble"]:
                 say("  " + farm["trouble"].replace("\n", "\n  "))
         say("%d episodes, %d steps, %d updates" % (len(self.episodes), self.agent.step, self.agent.nb_updates))
@@ -383,7 +403,7 @@ class Session:
         return file
 
     def refarm(self) -> None:
-        """Reads the farmlist again: new farms join, removed ones leave.
+        """Reads the farmlist again, at once; edits are followed without this, within seconds.
 
         Raises:
             FarmlistError: it is broken; the farms stay as they were.
@@ -416,6 +436,12 @@ class Session:
         """What the prompt offers; there a mistake is told in a line, where the session's own methods raise."""
         verbs = (self.r, self.test, self.save, self.load, self.status, self.plot, self.refarm)
         return dict({verb.__name__: _told(verb) for verb in verbs}, agent=self.agent, farmer=self.farmer, session=self)
+
+
+def _ends(ledger: dict[str, int]) -> str:
+    """How many steps were sent, and what became of them."""
+    ends = ", ".join("%d %s" % (count, name) for name, count in ledger.items() if count and name != "sent")
+    return "%d steps sent%s" % (ledger["sent"], ": " + ends if ends else "")
 
 
 def say(text: str) -> None:

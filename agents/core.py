@@ -63,6 +63,10 @@ class Agent(rl.core.Agent):
     def interrupted(self, slot: int) -> None:
         """The slot's episode ended without a transition."""
 
+    def lost(self, slot: int) -> None:
+        """The same, because its worker or its farm was lost."""
+        self.interrupted(slot)
+
     def learn(self, steps: int, nb_slots: int) -> list[Any]:
         """Pays what is owed for `steps` new steps; returns metrics as `metrics_names`."""
         return []

@@ -80,7 +80,8 @@ class DDPGAgent(OffPolicyAgent):
             target_model_update: below 1 the share of the online weights an update (eq. 7's tau), from 1 the updates
                 between full copies.
             scale_actions: the actor works in [-1, 1] whatever the environment's bounds are.
-            **kwargs: `processor`, `n_step`, `updates_per_step`, `schedule`, `normalize_observations`, `seed`:
+            **kwargs: `processor`, `n_step`, `updates_per_step`, `schedule`, `normalize_observations`,
+                `on_lost_episode`, `seed`:
                 see docs/agents.md.
 
         Raises:

@@ -3,7 +3,7 @@
 An entry is one observation and, once the environment has answered, the action taken there and what came of it: a
 transition. Its next observation is the next entry of the same stream, found by number, so that no neighbour in the ring
 matters and time limits can bootstrap. The newest entry of a running episode is its head, no transition yet; that of an
-episode that ended stays as its last observation.
+episode that ended stays as its last observation. Those of a dropped episode stay as entries that are no transitions.
 
     memory = ReplayMemory(1_000_000)
     memory.add("slot 3", obs, action, reward, next_obs, terminated, truncated)
@@ -159,6 +159,28 @@ class ReplayMemory(Memory):
             if head is not None:
                 self._truncate_before(head)
 
+    def drop(self, stream: Hashable) -> int:
+        """The stream's episode ended and counts for nothing: none of its transitions is drawn any more.
+
+        They keep their places in the ring until newer ones take them, so the ring holds that much less meanwhile. O(T)
+        for an episode of T steps.
+
+        Returns:
+            How many they were.
+        """
+        with self.lock:
+            head = self._heads.pop(stream, None)
+            steps, rings = 0, self._rings
+            number = -1 if head is None or head < self.oldest else int(rings["previous"][head % self.limit])
+            while number >= self.oldest:
+                at = number % self.limit
+                rings["step"][at], rings["following"][at] = False, -1
+                self._note_change(number)
+                number = int(rings["previous"][at])
+                steps += 1
+            self._complete -= steps
+            return steps
+
     def cut_all(self) -> None:
         """Every running episode ended without a transition."""
         with self.lock:
@@ -277,7 +299,7 @@ class ReplayMemory(Memory):
         """Numbers of transitions; those of other entries are thrown away and drawn again."""
         oldest, step = self.oldest, self._rings["step"]
         held = self._count - oldest
-        if 4 * self._complete < held:  # hardly more places than streams: nearly all entries are heads
+        if 16 * self._complete < held:  # nearly all entries are heads, or of dropped episodes
             return self.transitions()[self.rng.integers(self._complete, size=n)]
         found = np.zeros(0, np.int64)
         while len(found) < n:

@@ -28,11 +28,12 @@ import tensorflow as tf
 from agents import nest
 from agents.core import Agent
 from agents.learner import FUSED, Debt, Learner, in_calls, whole_calls
-from agents.memory import Transitions, store_of
+from agents.memory import ReplayMemory, Transitions, store_of
 from agents.runs import Episode
 from agents.scaling import CLIP, ActionScale, RunningNorm, Statistics, is_wide
 
 SCHEDULES = ("overlap", "sync")
+ON_LOST_EPISODE = ("keep", "drop")
 
 log = logging.getLogger("agents")
 
@@ -61,6 +62,7 @@ class OffPolicyAgent(Agent):
         scale_actions: bool = True,
         action_space: Any = None,
         processor: Any = None,
+        on_lost_episode: str = "keep",
     ):
         """See the subclasses, and docs/agents.md.
 
@@ -72,6 +74,10 @@ class OffPolicyAgent(Agent):
             raise ValueError("target_model_update must be 0 or more, not %r" % target_model_update)
         if schedule not in SCHEDULES:
             raise ValueError("schedule must be one of %s, not %r" % (", ".join(SCHEDULES), schedule))
+        if on_lost_episode not in ON_LOST_EPISODE:
+            raise ValueError(
+                "on_lost_episode must be one of %s, not %r" % (", ".join(ON_LOST_EPISODE), on_lost_episode)
+            )
         if int(n_step) != n_step or n_step < 1:
             raise ValueError("n_step must be a whole number from 1, not %r" % (n_step,))
         if updates_per_step is not None and train_interval != 1:
@@ -94,6 +100,12 @@ class OffPolicyAgent(Agent):
         if action_space is not None:
             self._prepare_actions(action_space)
         self._store = store_of(memory, 1)
+        self.on_lost_episode = on_lost_episode
+        if on_lost_episode == "drop" and not isinstance(self._store, ReplayMemory):
+            raise ValueError(
+                "keras-rl's SequentialMemory cannot take an episode back, so on_lost_episode must be 'keep'\n"
+                "  now: memory=agents.ReplayMemory(limit=%d), or on_lost_episode='keep'" % memory.limit
+            )
         self._order: list[int] | None = None  # of an observation's leaves, as the networks take them
         self._busy = threading.RLock()  # held by whoever changes weights or replay as a whole
         self._policy = threading.Lock()  # the acting copy is not read half written
@@ -161,7 +173,7 @@ class OffPolicyAgent(Agent):
     def get_config(self) -> dict[str, Any]:
         """Settings as plain values."""
         names = ["nb_actions", "gamma", "batch_size", "train_interval", "memory_interval", "target_model_update"]
-        names += ["n_step", "schedule", "normalize_observations", "seed", "window_length"]
+        names += ["n_step", "schedule", "normalize_observations", "seed", "window_length", "on_lost_episode"]
         config = {name: getattr(self, name) for name in names}
         return dict(
             config, agent=type(self).__name__, updates_per_step=self.debt.ratio, memory=self.memory.get_config()
@@ -402,6 +414,13 @@ class OffPolicyAgent(Agent):
 
     def interrupted(self, slot: int) -> None:
         self._store.cut(slot)
+
+    def lost(self, slot: int) -> None:
+        if self.on_lost_episode == "keep":
+            self._store.cut(slot)
+        else:
+            count = self._store.drop(slot)
+            log.info("%d transitions of the lost episode in slot %d are drawn no more", count, slot)
 
     # Learning.
 

@@ -495,7 +495,7 @@ class PoolRun(Run):
         if episode.steps == 0 or not self.training:
             self._forget(episode)
             return
-        self.agent.interrupted(episode.slot)
+        self.agent.lost(episode.slot)
         self.running.pop(episode.slot, None)
         self._over(episode)
 

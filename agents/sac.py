@@ -75,7 +75,8 @@ class SACAgent(OffPolicyAgent):
             temperature: alpha to begin with.
             learn_temperature: false keeps it there.
             custom_model_objects: for models with layers of the user's.
-            **kwargs: `processor`, `n_step`, `updates_per_step`, `schedule`, `normalize_observations`, `seed`:
+            **kwargs: `processor`, `n_step`, `updates_per_step`, `schedule`, `normalize_observations`,
+                `on_lost_episode`, `seed`:
                 see docs/agents.md.
 
         Raises:

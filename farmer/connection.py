@@ -6,18 +6,35 @@ elsewhere.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
+import threading
 import time
 from typing import Any
 
 import Pyro4
 import Pyro4.errors
+import Pyro4.util
+from Pyro4.socketutil import SocketConnection
 
-from farmer.farmlist import FarmAddress
-from wire import protocol
-from wire.errors import FarmError, FarmLost, FarmTimeout, FarmUnreachable, ProtocolMismatch, from_wire
+from farmer.farmlist import FarmAddress, load_farmlist
+from farmer.tunnel import Tunnel
+from wire import auth, protocol, sealed
+from wire.errors import (
+    FarmError,
+    FarmLost,
+    FarmRefused,
+    FarmTimeout,
+    FarmUnreachable,
+    KeyRefused,
+    MessageDamaged,
+    ProtocolMismatch,
+    from_wire,
+)
 
-CONNECT_LIMIT = 5.0  #: s for connecting and for the first answer
-ANSWER_LIMIT = 15.0  #: s without an answer, after which a farm counts as lost; more than the longest exchange
+CONNECT_LIMIT = 5.0  #: s for connecting and for the first answer, unless the caller says otherwise
+ANSWER_LIMIT = 3.0  #: s without an answer, after which a call fails; an exchange may wait for longer by its `wait`
 
 
 def _configure() -> None:
@@ -30,23 +47,39 @@ def _configure() -> None:
 class Connection:
     """One TCP connection to one farm. For one thread at a time."""
 
-    def __init__(self, address: FarmAddress):
-        """Connects and checks that a farm of our protocol answers.
+    def __init__(
+        self,
+        address: FarmAddress,
+        key: bytes | None = None,
+        tunnel: Tunnel | None = None,
+        limit: float | None = None,
+    ):
+        """Connects, proves the key, and checks that a farm of our protocol answers.
+
+        Args:
+            address: of the farmlist.
+            key: the farm's, proven by both ends before anything else; None for a farm without one.
+            tunnel: the way to an ssh:// address; opened here when it is not open.
+            limit: seconds for each of connecting and the first answer; None: CONNECT_LIMIT.
 
         Raises:
             FarmUnreachable: nothing answers there, or something that is no farm.
+            KeyRefused: the farm has another key, or one side has none.
             ProtocolMismatch: a farm of another version.
         """
-        _configure()
         self.address = address
-        self._proxy = Pyro4.Proxy("PYRO:farm@%s" % address)
-        self._proxy._pyroTimeout = CONNECT_LIMIT
+        self._key, self._tunnel = key, tunnel
+        limit = CONNECT_LIMIT if limit is None else limit
         started = time.monotonic()
+        self._proxy = open_proxy("farm", address, key, tunnel, limit)
         try:
             self.about = self.describe()
         except FarmError as error:
             self.close()
-            raise _unreachable(address, error.__cause__ or error, time.monotonic() - started) from None
+            cause = error.__cause__ or error
+            if auth.WANTS_KEY in str(cause):
+                raise _wants_key(address) from None
+            raise _unreachable(address, cause, time.monotonic() - started) from None
         if self.about.get("protocol") != protocol.VERSION:
             self.close()
             raise ProtocolMismatch(
@@ -55,24 +88,53 @@ class Connection:
             )
         self._proxy._pyroTimeout = ANSWER_LIMIT
 
+    def another(self, limit: float | None = None) -> Connection:
+        """One more connection to the same farm; errors as of the first."""
+        return Connection(self.address, self._key, self._tunnel, limit)
+
     def describe(self) -> dict[str, Any]:
         """Protocol, identity, slots, free slots, environments with their spaces."""
         return self._call("describe")
 
-    def acquire(self, env: str, count: int) -> dict[str, Any]:
-        """Leases slots: {"lease", "slots", "ready"}."""
-        return self._call("acquire", env, count, protocol.VERSION)
+    def acquire(self, env: str, count: int, lease: str | None = None) -> dict[str, Any]:
+        """Leases slots, or adds to a lease until it has `count`: {"lease", "slots", "ready"}."""
+        return self._call("acquire", env, count, protocol.VERSION, lease)
 
-    def exchange(self, lease: str, commands: list[Any], wait: float, together: int = 1) -> list[Any]:
+    def exchange(
+        self, lease: str, commands: list[Any], wait: float, together: int = 1, line: int = 0, limit: float | None = None
+    ) -> list[Any]:
         """Hands over commands [slot, seq, kind, body]; returns replies [slot, seq, kind, flags, body].
 
-        Waits up to `wait` seconds for a first reply, and a moment longer for `together` of them.
-        """
-        return self._call("exchange", lease, commands, wait, together)
+        Args:
+            lease: whose slots they are for.
+            commands: all of them are done, or none.
+            wait: seconds to wait for a first reply.
+            together: replies that are waited for a moment longer.
+            line: grows with each connection that replaces a broken one; calls on older ones get nothing more.
+            limit: seconds for the answer; None: ANSWER_LIMIT.
 
-    def release(self, lease: str) -> None:
-        """Ends a lease."""
-        self._call("release", lease)
+        Raises:
+            MessageDamaged: the message or its answer was changed on the way.
+            FarmError: no answer, or no such lease.
+        """
+        check = protocol.checksum([lease, wait, together, line], commands)
+        limit = ANSWER_LIMIT if limit is None else limit
+        if self._proxy._pyroTimeout != limit:  # setting it costs a system call
+            self._proxy._pyroTimeout = limit
+        answer = self._call("exchange", lease, commands, wait, together, line, check)
+        try:
+            replies, told = answer
+            whole = protocol.checksum([check], replies) == told
+        except (TypeError, ValueError, IndexError):
+            whole = False
+        if not whole:
+            self.close()
+            raise MessageDamaged("an answer of the farm at %s was changed on its way here" % self.address)
+        return list(replies)
+
+    def release(self, lease: str, slots: list[int] | None = None) -> None:
+        """Ends a lease, or takes some slots out of it."""
+        self._call("release", lease, slots)
 
     def close(self) -> None:
         """Closes the socket; a lease of it lives on at the farm until it is released or expires."""
@@ -83,7 +145,8 @@ class Connection:
             answer = self._proxy._pyroInvoke(verb, args, {})
         except Pyro4.errors.TimeoutError as error:
             raise FarmTimeout("the farm at %s gave no answer to %s" % (self.address, verb)) from error
-        except (Pyro4.errors.PyroError, OSError, ValueError) as error:
+        except Exception as error:  # a damaged answer may raise anything in Pyro4, and a farm sends any class
+            self.close()  # nobody knows what stands in this stream next
             raise FarmLost("the farm at %s: %s: %s" % (self.address, type(error).__name__, error)) from error
         if isinstance(answer, dict) and "error" in answer:
             name, text = answer["error"]
@@ -91,14 +154,169 @@ class Connection:
         return answer
 
 
+def open_object(name: str, address: str, key_file: str | os.PathLike[str] | None = None) -> Pyro4.Proxy:
+    """One Pyro4 object of a farm with a key, for a script.
+
+    with open_object("slot-0", "127.0.0.1:20099", "farm.key") as slot: slot.reset(7)
+
+    Args:
+        name: `slot-3`, or `farm`.
+        address: as in farmlist.py, but for ssh://.
+        key_file: the farm's key; None takes FARM_KEY, or else no key at all.
+
+    Returns:
+        The proxy, to be closed by `with`. It is for this one connection: when that is lost, open another.
+
+    Raises:
+        BadKey, FarmUnreachable, KeyRefused: in words.
+    """
+    where = load_farmlist([(address, 1)])[0]
+    proxy = open_proxy(name, where, auth.find_key(key_file), None)
+    if proxy._pyroHmacKey is not None:
+        proxy._pyroTimeout = None  # a step may take its time
+    return proxy
+
+
+def open_proxy(
+    name: str, address: FarmAddress, key: bytes | None, tunnel: Tunnel | None, limit: float = CONNECT_LIMIT
+) -> Pyro4.Proxy:
+    """A proxy of an object of a farm: with a key proven and connected, without one it connects at its first call.
+
+    Raises:
+        FarmUnreachable, KeyRefused, FarmRefused: in words.
+    """
+    _configure()
+    path = tunnel.open() if tunnel is not None else None
+    if key is None:
+        proxy = Pyro4.Proxy("PYRO:%s@%s" % (name, address if path is None else "./u:" + path))
+        proxy._pyroTimeout = limit
+        return proxy
+    started = time.monotonic()
+    sock = None
+    try:
+        sock = _connected(address, path, limit)
+        session = auth.prove(sock, key, limit)
+        return _Proven(name, sock, session, limit)
+    except FarmRefused as error:
+        _close(sock)
+        raise type(error)("the farm at %s: %s" % (address, error)) from None
+    except OSError as error:
+        _close(sock)
+        raise _unreachable(address, error, time.monotonic() - started) from None
+
+
+def _connected(address: FarmAddress, path: str | None, limit: float) -> socket.socket:
+    if path is None:
+        sock = socket.create_connection((address.host, address.port), limit)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(limit)
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _close(sock: socket.socket | None) -> None:
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            sock.close()
+
+
+_MSGPACK = Pyro4.util.MsgpackSerializer()
+
+
+class _Proven(Pyro4.Proxy):
+    """A proxy over a connection that has proven its key. Both ends sign all messages with a key of this connection."""
+
+    _pyroSeq: int
+    _seal: sealed.Seal
+    _busy: threading.Lock
+
+    def __init__(self, name: str, sock: socket.socket, session: bytes, limit: float):
+        super().__init__(name, connected_socket=sock)
+        self._pyroHmacKey = session
+        self._pyroTimeout = limit
+        object.__setattr__(self, "_seal", sealed.Seal(session))
+        object.__setattr__(self, "_busy", threading.Lock())
+        self._pyroConnection = _Line(sock, name)  # not the one that Pyro4 made, which would be left open after an error
+
+    def _pyroInvoke(self, methodname: str, vargs: Any, kwargs: Any, flags: int = 0, objectId: str | None = None) -> Any:
+        """Pyro4's call, with messages that are made and read faster; before the key is set there is nothing to ask."""
+        with self._busy:
+            line = self._pyroConnection
+            if line is None:
+                raise Pyro4.errors.ConnectionClosedError("the connection to the farm is closed; open another")
+            call = (objectId or line.objectId, methodname, vargs, kwargs)
+            self._pyroSeq = (self._pyroSeq + 1) & 0xFFFF
+            try:
+                line.send(sealed.packed(sealed.INVOKE, self._pyroSeq, _MSGPACK.dumps(call), self._seal))
+                kind, answer, seq, _, body = sealed.read(line.recv, self._seal, protocol.MAX_BODY)
+                if (kind, seq) != (sealed.RESULT, self._pyroSeq):
+                    raise sealed.BadMessage("an answer to something else")
+            except sealed.BadMessage as error:
+                self._pyroRelease()
+                raise Pyro4.errors.ProtocolError(str(error)) from None
+            except BaseException:  # also Ctrl-C: what is still to come would be taken for the next call's answer
+                self._pyroRelease()
+                raise
+        if answer & sealed.EXCEPTION:
+            raise _MSGPACK.loads(body)
+        return _MSGPACK.loads(body)
+
+    def _pyroGetMetadata(self, objectId: str | None = None, known_metadata: Any = None) -> None:
+        # Pyro4 asks for this already while it is made, when it cannot sign yet; a script's first call asks again.
+        if self._pyroHmacKey is not None:
+            super()._pyroGetMetadata(objectId, known_metadata)
+
+
+class _Line(SocketConnection):
+    """Pyro4 asks for a message in three parts; here the first takes from the socket all that is there."""
+
+    def __init__(self, sock: socket.socket, name: str):
+        super().__init__(sock, name)
+        self._ahead = b""
+
+    def recv(self, size: int) -> bytes:
+        """Exactly `size` bytes."""
+        parts, got = [self._ahead], len(self._ahead)
+        while got < size:
+            try:
+                part = self.sock.recv(max(1 << 14, min(size - got, 1 << 20)))
+            except TimeoutError:
+                raise Pyro4.errors.TimeoutError("receiving: timeout") from None
+            except OSError as error:
+                raise Pyro4.errors.ConnectionClosedError("receiving: connection lost: %s" % error) from None
+            if not part:
+                raise Pyro4.errors.ConnectionClosedError("receiving: the farm closed the connection")
+            parts.append(part)
+            got += len(part)
+        data = b"".join(parts)
+        self._ahead = data[size:]
+        return data[:size]
+
+
 #: What comes from something that listens, but does not speak as a farm does.
 _NO_FARM = (Pyro4.errors.ProtocolError, Pyro4.errors.DaemonError, Pyro4.errors.ConnectionClosedError)
 
 
+def _wants_key(address: FarmAddress) -> KeyRefused:
+    return KeyRefused(
+        "the farm at %s wants a key, and this host has none\n"
+        "  now: copy the farm's key file here and name it: train.py --key-file PATH, Farmer(key_file=PATH), or FARM_KEY"
+        % address
+    )
+
+
 def _unreachable(address: FarmAddress, cause: BaseException, waited: float) -> FarmUnreachable:
-    if isinstance(cause, _NO_FARM) or "magic" in str(cause):
+    if address.ssh is not None:
+        likely = "the tunnel stands, but farm.py is not running on that machine, or on another port (%s)" % cause
+    elif isinstance(cause, _NO_FARM) or "magic" in str(cause):
         likely = "something listens there that is no farm (or a farm of another Pyro version): %s" % cause
-    elif isinstance(cause, Pyro4.errors.TimeoutError):
+    elif isinstance(cause, (Pyro4.errors.TimeoutError, TimeoutError)):
         likely = "the machine is off, a firewall swallows the port, or the farm hangs"
     elif "getaddrinfo" in str(cause) or "Name or service" in str(cause):
         likely = "no machine of that name is known here"

@@ -4,10 +4,14 @@ The *poller* hands over whatever is queued and waits at the farm until something
 it waits there does not wait with it: the *sender* brings that one over a connection of its own and does not stay. So a
 slow slot delays nobody, and under load one call carries many commands. A caller who is about to wait for results anyway
 makes the poller's call himself (`drive`), which saves two changes of thread a step.
+
+The poller's calls are the heartbeat in both directions: the farm frees a lease that is silent (LEASE_LIMIT there), and
+a farm that gives no sign for SILENCE is left. A connection that breaks is replaced, as long as that takes no longer.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -15,14 +19,19 @@ from typing import Any
 
 from farmer.connection import Connection
 from wire import protocol
-from wire.errors import FarmError, LeaseLost
+from wire.errors import FarmError, FarmLost, LeaseLost
 
-WAIT = 4.0  #: s that the poller stays at the farm when nothing is ready
-HEARTBEAT = 2.0  #: s between calls when nothing is under way; a farm frees a lease that is silent for longer
-RECOVER_LIMIT = 5.0  #: s to reach a farm again after a broken connection, before what is under way is lost
+WAIT = 2.0  #: s that the poller stays at the farm when nothing is ready
+IDLE = 1.0  #: s between calls when nothing is under way
+ANSWER_LIMIT = 1.0  #: s beyond its wait that a poller's call may take, before its connection counts as broken
+SILENCE = 4.0  #: s without a sign of the farm, after which it is left: two heartbeats
+RECONNECT_LIMIT = 1.0  #: s for one try to connect again
+SETTLE = 0.1  #: s between a broken connection and the question about it: what the farm has got by then, it has read
 
 Command = list[Any]  # [slot, seq, kind, body]
 Reply = list[Any]  # [slot, seq, kind, flags, body]
+
+log = logging.getLogger("farmer")
 
 
 class Courier:
@@ -39,14 +48,17 @@ class Courier:
         on_lost: Callable[[FarmError], None],
     ):
         self.address = connection.address
+        self._another = connection.another
         self.lease = lease
-        self._poll_line: Connection | None = connection
+        self._poll_line: Connection = connection
         self._send_line: Connection | None = None
+        self._line = 0  # grows with each connection that replaces a broken one; the farm ignores what comes by older
         self._on_replies, self._on_lost = on_replies, on_lost
         self._queue: list[Command] = []
         self._under_way: set[tuple[int, int]] = set()
         self._together = False  # the reader wants everything that is under way
         self._polling = self._driven = self._broken = self._closed = False
+        self._seen = time.monotonic()  # when the farm last answered
         self._state = threading.Condition()
         self._threads = [
             threading.Thread(target=target, name="%s %s" % (name, self.address), daemon=True)
@@ -85,8 +97,7 @@ class Courier:
                 mine = self._driven = self._polling = True
                 commands, self._queue = self._queue, []
                 together = len(self._under_way) if self._together else 1
-            assert self._poll_line is not None
-            replies = self._poll_line.exchange(self.lease, commands, min(wait, WAIT), together)
+            replies = self._call(self._poll_line, commands, min(wait, WAIT), together, self._line)
         except FarmError:
             self._broken = True  # the poller finds out what became of it
         except BaseException:
@@ -110,52 +121,73 @@ class Courier:
             self._closed = True
             self._state.notify_all()
         try:
-            line = Connection(self.address)
-            line.release(self.lease)  # which also ends the poller's wait at the farm
-            line.close()
+            line = self._another(RECONNECT_LIMIT)
+            try:
+                line.release(self.lease)  # which also ends the poller's wait at the farm
+            finally:
+                line.close()
         except FarmError:
-            pass  # the farm is gone, and the lease with it
+            pass  # the farm is gone; should it come back, it frees the lease by itself
         deadline = time.monotonic() + limit
         for thread in self._threads:
             if thread.ident is not None and thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
 
+    def _call(
+        self, line: Connection, commands: list[Command], wait: float, together: int, number: int, limit: float = 0.0
+    ) -> list[Reply]:
+        replies = line.exchange(self.lease, commands, wait, together, number, limit or wait + ANSWER_LIMIT)
+        self._seen = time.monotonic()
+        return replies
+
     # The threads.
 
     def _poll(self) -> None:
-        while True:
-            with self._state:
-                self._state.wait_for(self._has_work, HEARTBEAT)
-                if self._closed:
-                    break
-                if self._driven:
-                    continue
+        try:
+            while self._poll_once():
+                pass
+        except FarmError as error:
+            self._lose(error)
+        except Exception as error:  # whatever it is, slots that wait for this thread must not wait for ever
+            log.exception("the connection to %s failed in a way that nobody foresaw", self.address)
+            self._lose(FarmLost("the farm at %s: %s: %s" % (self.address, type(error).__name__, error)))
+        self._poll_line.close()
+
+    def _poll_once(self) -> bool:
+        """One call to the farm, or one recovery; False when it is time to end.
+
+        Raises:
+            FarmError: the farm is to be left.
+        """
+        with self._state:
+            self._state.wait_for(self._has_work, IDLE)
+            if self._closed:
+                return False
+            if self._driven:
+                return True
+            broken, number = self._broken, self._line
+            commands: list[Command] = []
+            if not broken:
                 commands, self._queue = self._queue, []
-                wait = WAIT if self._under_way else 0.0
-                together = len(self._under_way) if self._together else 1
-                self._polling = True
-                broken = self._broken
-            try:
-                if broken:
-                    self._recover()
-                    continue
-                assert self._poll_line is not None
-                self._take(self._poll_line.exchange(self.lease, commands, wait, together))
-            except LeaseLost as error:
-                self._lose(error)
-                break
-            except FarmError as error:
-                if broken:
-                    self._lose(error)
-                    break
-                with self._state:
-                    self._broken = True
-            finally:
-                with self._state:
-                    self._polling = False
-        for line in (self._poll_line, self._send_line):
-            if line is not None:
-                line.close()
+            wait = WAIT if self._under_way else 0.0
+            together = len(self._under_way) if self._together else 1
+            self._polling = True
+        try:
+            if broken:
+                self._recover()
+            else:
+                self._take(self._call(self._poll_line, commands, wait, together, number))
+        except LeaseLost:
+            raise
+        except FarmError:
+            if broken:
+                raise
+            with self._state:
+                self._broken = True
+        finally:
+            with self._state:
+                self._polling = False
+        return True
 
     def _has_work(self) -> bool:
         return self._closed or bool(not self._driven and (self._queue or self._under_way or self._broken))
@@ -165,53 +197,65 @@ class Courier:
             with self._state:
                 self._state.wait_for(lambda: self._closed or (self._queue and self._polling and not self._broken))
                 if self._closed:
+                    if self._send_line is not None:
+                        self._send_line.close()
                     return
                 commands, self._queue = self._queue, []
+                number = self._line
             try:
                 if self._send_line is None:
-                    self._send_line = Connection(self.address)
-                self._take(self._send_line.exchange(self.lease, commands, 0.0))
+                    self._send_line = self._another(RECONNECT_LIMIT)
+                self._take(self._call(self._send_line, commands, 0.0, 1, number, WAIT + ANSWER_LIMIT))
             except FarmError:
                 with self._state:
-                    self._broken = True  # what became of these commands is asked by the poller
-                    self._send_line = None
+                    if self._send_line is not None:
+                        self._send_line.close()
+                        self._send_line = None
+                    if number == self._line:  # else they were asked about meanwhile
+                        self._broken = True  # what became of these commands is asked by the poller
 
     def _recover(self) -> None:
         """After a broken connection: asks what became of each command. Nothing is sent twice.
 
         Raises:
-            FarmError: the farm cannot be reached, or has forgotten the lease.
+            FarmError: the farm gave no sign for SILENCE, or it has forgotten the lease.
         """
-        self._poll_line = self._reach()
+        deadline = max(self._seen + SILENCE, time.monotonic() + RECONNECT_LIMIT)
         with self._state:
-            # What still stands in the queue was handed to nobody, and goes its way after this. Number 0 is nobody's:
-            # asking about it tells the farm, in any case, that calls on the old connection are to get nothing more.
+            self._state.wait_for(lambda: self._closed, SETTLE)
+        while not self._closed:
+            try:
+                self._reconnect(max(0.1, min(RECONNECT_LIMIT, deadline - time.monotonic())))
+                return
+            except LeaseLost:
+                raise
+            except FarmError as error:
+                with self._state:
+                    if time.monotonic() >= deadline:
+                        raise
+                    self._state.wait_for(lambda: self._closed, min(0.25, deadline - time.monotonic()))
+                log.debug("%s", error)
+
+    def _reconnect(self, limit: float) -> None:
+        line = self._another(limit)
+        self._poll_line.close()
+        self._poll_line = line
+        with self._state:
+            # The number tells the farm, in any case, that calls on older connections are to get nothing more. What
+            # still stands in the queue was handed to nobody, and goes its way after this.
+            self._line += 1
             queued = {(command[0], command[1]) for command in self._queue}
             asked = [[slot, seq, protocol.ASK, b""] for slot, seq in sorted(self._under_way - queued)]
-            asked += [[slot, 0, protocol.ASK, b""] for slot, _ in sorted(queued)]
+        self._take(self._call(line, asked, 0.0, 1, self._line, limit))
+        with self._state:
             self._broken = False
-            self._polling = True
-        self._take(self._poll_line.exchange(self.lease, asked, 0.0))
-
-    def _reach(self) -> Connection:
-        deadline = time.monotonic() + RECOVER_LIMIT
-        while True:
-            try:
-                return Connection(self.address)
-            except FarmError:
-                with self._state:
-                    if time.monotonic() >= deadline or self._state.wait_for(lambda: self._closed, 0.5):
-                        raise
 
     def _take(self, replies: list[Reply]) -> None:
         if not replies:
             return
         with self._state:
-            # A reply that nobody waits for is the second of two, after an ASK: it is dropped here.
-            fresh = [reply for reply in replies if (reply[0], reply[1]) in self._under_way]
-            self._under_way.difference_update((reply[0], reply[1]) for reply in fresh)
-        if fresh:
-            self._on_replies(fresh)
+            self._under_way.difference_update((reply[0], reply[1]) for reply in replies)
+        self._on_replies(replies)  # among them the second of two, after an ASK: its number tells the pool
 
     def _lose(self, error: FarmError) -> None:
         with self._state:

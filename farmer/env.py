@@ -19,7 +19,11 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
     """
 
     def __init__(
-        self, env: str, farmlist: str | os.PathLike[str] | Iterable[Any] = "farmlist.py", timeout: float = 600.0
+        self,
+        env: str,
+        farmlist: str | os.PathLike[str] | Iterable[Any] = "farmlist.py",
+        timeout: float = 600.0,
+        key_file: str | os.PathLike[str] | None = None,
     ):
         """Leases one slot; raises as `Farmer` does.
 
@@ -27,8 +31,9 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
             env: a name from the farms' catalogs.
             farmlist: path of a farmlist.py, or pairs of (address, slots).
             timeout: seconds that one reset or step may take.
+            key_file: the farms' key, as for `Farmer`.
         """
-        self._farmer = Farmer(env, farmlist, slots=1)
+        self._farmer = Farmer(env, farmlist, slots=1, key_file=key_file)
         self._timeout = timeout
         self.observation_space = self._farmer.observation_space  # type: ignore[assignment]
         self.action_space = self._farmer.action_space  # type: ignore[assignment]

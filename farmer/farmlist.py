@@ -1,12 +1,20 @@
 """farmlist.py, the user's list of farms: load it, check it, explain what is wrong with it.
 
-farmlist_base = [('127.0.0.1', 4), ('192.168.1.33:20100', 8)]
+farmlist_base = [('127.0.0.1', 4), ('192.168.1.33:20100', 8), ('ssh://user@gpu7', 8)]
+
+An ssh:// address is a farm that listens on its own machine's 127.0.0.1 only; the system's ssh leads to it:
+
+    ssh://[user@]host[:ssh's port][/farm's port]        'ssh://me@gpu7:2222/20100'
+
+What is left out, ssh takes from the user's ssh config (host may be a name from there, with its jump hosts and keys);
+the farm's port is 20099.
 """
 
 from __future__ import annotations
 
 import ast
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +24,7 @@ from wire.errors import FarmlistError
 
 PORT = 20099  #: where a farm listens unless told otherwise
 NAME = "farmlist_base"
+SSH = "ssh://"
 EXAMPLE = "%s = [('127.0.0.1', 4), ('192.168.1.33:20100', 8)]" % NAME
 
 
@@ -26,8 +35,11 @@ class FarmAddress:
     host: str
     port: int
     slots: int
+    ssh: str | None = None  #: [user@]host[:port] of the machine, when the way to the farm is a tunnel to it
 
     def __str__(self) -> str:
+        if self.ssh is not None:
+            return SSH + self.ssh + ("" if self.port == PORT else "/%d" % self.port)
         return "[%s]:%d" % (self.host, self.port) if ":" in self.host else "%s:%d" % (self.host, self.port)
 
 
@@ -83,7 +95,7 @@ def _check(entries: Any, where: str, lines: dict[int, int]) -> list[FarmAddress]
     for index, entry in enumerate(entries):
         at = _at(where, lines, index)
         farm = _entry(entry, at)
-        if any((farm.host, farm.port) == (other.host, other.port) for other in farms):
+        if any((farm.host, farm.port, farm.ssh) == (other.host, other.port, other.ssh) for other in farms):
             raise FarmlistError("%s: %s is there twice; give it one entry with all its slots" % (at, farm))
         farms.append(farm)
     return farms
@@ -98,10 +110,27 @@ def _entry(entry: Any, at: str) -> FarmAddress:
         raise FarmlistError("%s: the number of slots must be 1 or more, not %r\n  %s" % (at, slots, wanted))
     if not isinstance(address, str) or not address.strip():
         raise FarmlistError("%s: the address must be a text, not %r\n  %s" % (at, address, wanted))
+    if address.strip().startswith(SSH):
+        return _ssh_entry(address.strip(), slots, at)
     host, port = _split(address.strip())
     if not host or any(c.isspace() or c in "/@" for c in host) or not _is_port(port):
         raise FarmlistError("%s: %r is no address\n  %s" % (at, address, wanted))
     return FarmAddress(host, int(port), slots)
+
+
+#: user, host and port for ssh: nothing that it could take for an option, and nothing that a shell would read.
+_DESTINATION = re.compile(r"(?:[\w.+][\w.+@-]*@)?(?:\w[\w.-]*|\[[0-9A-Fa-f:.]+\])(?::(\d+))?", re.ASCII)
+
+
+def _ssh_entry(address: str, slots: int, at: str) -> FarmAddress:
+    destination, slash, port = address[len(SSH) :].partition("/")
+    found = _DESTINATION.fullmatch(destination)
+    if not found or not _is_port(port if slash else str(PORT)) or not _is_port(found[1] or "22"):
+        raise FarmlistError(
+            "%s: %r is no address\n  wanted: 'ssh://user@host', or with ports of ssh and of the farm: 'ssh://user@host:22/%d'"
+            % (at, address, PORT)
+        )
+    return FarmAddress("127.0.0.1", int(port or PORT), slots, destination)
 
 
 def _split(address: str) -> tuple[str, str]:

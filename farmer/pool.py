@@ -8,11 +8,11 @@ farmer.send(actions, batch.slot)
 
 from __future__ import annotations
 
-import logging
+import math
 import os
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,29 +20,16 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from farmer import balance
-from farmer.connection import Connection
 from farmer.courier import Courier, Reply
-from farmer.farmlist import FarmAddress, load_farmlist
-from farmer.spaces import build_space
-from wire import codec, protocol
-from wire.errors import (
-    BadAction,
-    BadSlot,
-    FarmError,
-    FarmTimeout,
-    FarmUnreachable,
-    LeaseLost,
-    NoFreeSlot,
-    NothingSent,
-)
+from farmer.keeper import Keeper
+from farmer.places import LOST_BUCKETS, Farm, Place, total
+from farmer.spaces import why_unsound
+from wire import auth, codec, protocol
+from wire.errors import BadAction, BadSlot, FarmTimeout, NothingSent
 
-RETRY = 5.0  #: s between tries to reach a farm that is away
 RESET_RETRY = (
     1.0  #: s before a slot whose reset failed is vacant again, so that a broken one does not keep the host busy
 )
-
-log = logging.getLogger("farmer")
 
 
 @dataclass
@@ -95,36 +82,6 @@ class Row:
     trip_s: float = 0.0
 
 
-@dataclass
-class _Place:
-    """One environment, seen from the host."""
-
-    slot: int  # its number in this pool
-    farm: _Farm
-    far: int = -1  # its number on the farm
-    seq: int = 0
-    sent: int | None = None  # the kind of the command under way
-    sent_at: float = 0.0  # by time.perf_counter
-    abandoned: bool = False  # what is under way interests nobody any more
-    episode: bool = False
-    last_obs: Any = None
-    not_before: float = 0.0
-
-
-@dataclass
-class _Farm:
-    """One farm of the list, present or not."""
-
-    address: FarmAddress
-    wanted: int = 0
-    courier: Courier | None = None
-    trouble: str | None = None
-    next_try: float = 0.0
-    leaving: bool = False
-    by_far: dict[int, _Place] = field(default_factory=dict)
-    ledger: Counter[str] = field(default_factory=Counter)
-
-
 class Farmer:
     """All environments of one name, over all farms of a list.
 
@@ -137,43 +94,41 @@ class Farmer:
         farmlist: str | os.PathLike[str] | Iterable[Any] = "farmlist.py",
         slots: int | None = None,
         seed: int | None = None,
+        key_file: str | os.PathLike[str] | None = None,
     ):
         """Leases the slots.
 
         Args:
             env: a name from the farms' catalogs.
-            farmlist: path of a farmlist.py, or pairs of (address, slots).
+            farmlist: path of a farmlist.py, whose edits are followed, or pairs of (address, slots).
             slots: how many environments in all, dealt in proportion to the farms' slots; None takes all of the list.
             seed: of the episodes' seeds; None leaves them to the environments.
+            key_file: the key of these farms; None takes FARM_KEY, or no key where that is not set either.
 
         Raises:
+            BadKey: the key file cannot be used.
             FarmlistError: the list is missing or wrong.
             FarmUnreachable: no farm of the list answered.
-            FarmRefused: a farm does not offer `env`, or has fewer slots than the list wants.
+            FarmRefused: a farm does not offer `env`, or not with the spaces of the first, or has fewer slots than the
+                list wants.
         """
         self.env = env
-        self._source = farmlist if isinstance(farmlist, (str, os.PathLike)) else list(farmlist)
-        self._slots = slots
         self._seeds = None if seed is None else np.random.default_rng(seed)
         self._lock = threading.RLock()
         self._arrived = threading.Condition(self._lock)
-        self._over = threading.Event()
         self._rows: deque[Row] = deque()
-        self._places: list[_Place] = []
-        self._farms: list[_Farm] = []
         self._closed = False
-        self._ready: dict[str, Any] | None = None
-        self._keeper = threading.Thread(target=self._keep, name="farm keeper", daemon=True)
-        addresses = load_farmlist(self._source)
+        key = auth.find_key(key_file)
+        self._keeper = Keeper(env, farmlist, slots, key, self._arrived, self._on_replies, self._on_left)
+        self._places, self._farms = self._keeper.places, self._keeper.farms
         try:
-            self._open(addresses)
+            self._keeper.open()
         except BaseException:
             self.close()
             raise
-        assert self._ready is not None
-        self.observation_space: gymnasium.Space[Any] | None = build_space(self._ready["observation_space"])
-        self.action_space: gymnasium.Space[Any] | None = build_space(self._ready["action_space"])
-        self.metadata: dict[str, Any] = self._ready.get("metadata") or {}
+        assert self._keeper.ready is not None
+        self.observation_space, self.action_space = self._keeper.spaces
+        self.metadata: dict[str, Any] = self._keeper.ready.get("metadata") or {}
         self._keeper.start()
 
     # The pool's verbs.
@@ -182,7 +137,7 @@ class Farmer:
     def nb_slots(self) -> int:
         """Environments that are there now."""
         with self._lock:
-            return sum(place.farm.courier is not None for place in self._places)
+            return sum(len(farm.by_far) for farm in self._farms)
 
     @property
     def busy(self) -> int:
@@ -313,64 +268,44 @@ class Farmer:
             for place in places:
                 place.episode = False
                 place.abandoned = place.sent is not None
+                self._keeper.shed(place.farm)
 
     def status(self) -> dict[str, Any]:
-        """Farms with their slots, troubles and ledgers: every step that was sent is in exactly one bucket."""
+        """Farms with their slots, troubles and ledgers: every step that was sent is in exactly one bucket.
+
+        Returns:
+            "env", "slots", "busy", "farmlist" (what is wrong with its last edit, else None), "ledger" (of all farms,
+            those among them that have left) and "farms": for each "farm", "connected", "leaving", "slots", "wanted",
+            "busy", "trouble", "ledger", "dropped" (late replies that nobody asked for any more; no steps) and
+            "places": "slot", "far" (its number on the farm, None while it has none), "busy" and "ledger" of each.
+        """
         with self._lock:
+            farms = [_status_of(farm) for farm in self._farms]
             return {
                 "env": self.env,
                 "slots": self.nb_slots,
                 "busy": self.busy,
-                "farms": [
-                    {
-                        "farm": str(farm.address),
-                        "connected": farm.courier is not None,
-                        "slots": len(farm.by_far),
-                        "wanted": farm.wanted,
-                        "busy": sum(place.sent is not None for place in farm.by_far.values()),
-                        "trouble": farm.trouble,
-                        "ledger": self._ledger(farm),
-                    }
-                    for farm in self._farms
-                ],
+                "farmlist": self._keeper.farmlist_trouble,
+                "ledger": total(place.ledger() for place in self._places),
+                "farms": farms,
             }
 
     def refarm(self) -> dict[str, Any]:
-        """Reads the farmlist again: new farms join, removed ones leave, changed ones are leased anew.
+        """Reads the farmlist again, at once: new farms join, removed ones finish their episodes and leave.
+
+        A file's edits are followed without this, within a few seconds.
 
         Raises:
             FarmlistError: it is broken; everything stays as it was.
         """
-        addresses = load_farmlist(self._source)
-        with self._lock:
-            leaving = [farm for farm in self._farms if farm.address not in addresses]
-            known = [farm.address for farm in self._farms]
-            for farm in leaving:
-                farm.leaving = True
-                self._farms.remove(farm)
-                self._leave(farm, FarmError("removed from the farmlist"))
-        for farm in leaving:
-            courier, farm.courier = farm.courier, None
-            if courier is not None:
-                courier.close()
-        with self._lock:  # not before the slots of the changed ones are free again
-            self._farms += [_Farm(address, address.slots) for address in addresses if address not in known]
-        self._retry()
+        self._keeper.refarm()
         return self.status()
 
     def close(self) -> None:
         """Frees every slot and ends every thread, within a few seconds."""
         with self._lock:
             self._closed = True
-            couriers = [farm.courier for farm in self._farms if farm.courier is not None]
-            for farm in self._farms:
-                farm.courier = None
-            self._over.set()
-            self._arrived.notify_all()
-        for courier in couriers:
-            courier.close()
-        if self._keeper.ident is not None:
-            self._keeper.join(10.0)
+        self._keeper.close()
 
     def __enter__(self) -> Farmer:
         return self
@@ -381,149 +316,11 @@ class Farmer:
     def __repr__(self) -> str:
         return "<Farmer %s: %d slots on %d farms>" % (self.env, self.nb_slots, len(self._farms))
 
-    # Leases.
-
-    def _open(self, addresses: list[FarmAddress]) -> None:
-        lines: dict[FarmAddress, Connection] = {}
-        troubles = []
-        try:
-            for address in addresses:
-                farm = _Farm(address)
-                self._farms.append(farm)
-                try:
-                    lines[address] = Connection(address)
-                except FarmUnreachable as error:
-                    farm.trouble = str(error)
-                    farm.next_try = time.monotonic() + RETRY
-                    troubles.append(str(error))
-            self._plan(lines, troubles)
-            for farm in self._farms:
-                if farm.address in lines and farm.wanted:
-                    self._join(farm, lines.pop(farm.address))
-        finally:
-            for line in lines.values():
-                line.close()
-
-    def _plan(self, lines: dict[FarmAddress, Connection], troubles: list[str]) -> None:
-        if not lines:
-            raise FarmUnreachable("\n".join(troubles) + "\n  now: start one there: python farm.py %s" % self.env)
-        for address, line in lines.items():
-            offered = int(line.about["slots"])
-            if address.slots > offered:
-                raise NoFreeSlot(
-                    "the farmlist wants %d slots of %s, which offers %d\n  now: start it with --slots %d, or want less"
-                    % (address.slots, address, offered, address.slots)
-                )
-        present = [farm for farm in self._farms if farm.address in lines]
-        free = [min(farm.address.slots, int(lines[farm.address].about["free"])) for farm in present]
-        limit = sum(farm.address.slots for farm in self._farms) if self._slots is None else self._slots
-        if self._slots is not None and sum(farm.address.slots for farm in self._farms) < self._slots:
-            raise NoFreeSlot(
-                "%d slots were asked for; the farmlist has %d"
-                % (self._slots, sum(farm.address.slots for farm in self._farms))
-            )
-        if not any(free):
-            raise NoFreeSlot(
-                "no slot is free on %s: other hosts hold them" % ", ".join(str(f.address) for f in present)
-            )
-        for farm, count in zip(present, balance.share(free, limit), strict=True):
-            farm.wanted = count
-            if self._slots is None and count < farm.address.slots:
-                log.warning("%s has %d of %d slots free; going on with those", farm.address, count, farm.address.slots)
-        for farm in self._farms:
-            if farm not in present:
-                farm.wanted = farm.address.slots if self._slots is None else 0
-        for trouble in troubles:
-            log.warning(
-                "FarmUnreachable: %s\n  now: going on with %s; it is retried every %g s",
-                trouble,
-                ", ".join(str(farm.address) for farm in present),
-                RETRY,
-            )
-
-    def _join(self, farm: _Farm, line: Connection) -> None:
-        """Leases the farm's slots and starts its courier. Raises FarmError; then nothing was leased."""
-        try:
-            leased = line.acquire(self.env, farm.wanted)
-        except BaseException:
-            line.close()
-            raise
-        if self._ready is None:
-            self._ready = codec.decode(leased["ready"])
-        courier = Courier(
-            line,
-            leased["lease"],
-            lambda replies: self._on_replies(farm, courier, replies),
-            lambda error: self._on_lost(farm, courier, error),
-        )
-        with self._lock:
-            if self._closed or farm.leaving:
-                line.release(leased["lease"])
-                line.close()
-                return
-            mine = [place for place in self._places if place.farm is farm]
-            for _ in range(farm.wanted - len(mine)):
-                mine.append(_Place(len(self._places), farm))
-                self._places.append(mine[-1])
-            farm.by_far = {}
-            for place, far in zip(mine, leased["slots"], strict=False):
-                place.far, place.not_before = far, 0.0
-                farm.by_far[far] = place
-            farm.courier, farm.trouble = courier, None
-            self._arrived.notify_all()
-        courier.start()
-
-    def _on_lost(self, farm: _Farm, courier: Courier, error: FarmError) -> None:
-        with self._lock:
-            if farm.courier is not courier:
-                return
-            farm.courier = None
-            self._leave(farm, error)
-            farm.next_try = time.monotonic() + (0.0 if isinstance(error, LeaseLost) else RETRY)
-            self._arrived.notify_all()
-        if not self._closed:
-            log.warning("%s\n  now: going on with %d slots; it is retried every %g s", error, self.nb_slots, RETRY)
-
-    def _leave(self, farm: _Farm, error: FarmError) -> None:
-        farm.trouble = str(error)
-        for place in farm.by_far.values():
-            if place.sent is not None:
-                self._finish(place, protocol.LOST, None, str(error), "lost with its farm")
-            elif place.episode:
-                place.episode = False
-                self._rows.append(self._lost_row(place, str(error)))
-        farm.by_far = {}
-
-    def _keep(self) -> None:
-        while not self._over.wait(1.0):
-            self._retry()
-
-    def _retry(self) -> None:
-        for farm in list(self._farms):
-            with self._lock:
-                due = farm.courier is None and farm.wanted and time.monotonic() >= farm.next_try
-                if not due or self._closed or farm.leaving:
-                    continue
-                farm.next_try = time.monotonic() + RETRY
-            try:
-                self._join(farm, Connection(farm.address))
-                log.info("%s is there: %d slots", farm.address, farm.wanted)
-            except FarmError as error:
-                farm.trouble = str(error)
-
     # Commands and replies; the lock is held.
 
     def _vacant(self) -> list[int]:
         now = time.monotonic()
-        return [
-            place.slot
-            for place in self._places
-            if place.far in place.farm.by_far
-            and place.farm.by_far[place.far] is place
-            and not place.episode
-            and place.sent is None
-            and now >= place.not_before
-        ]
+        return [p.slot for p in self._places if p.here and p.idle and now >= p.not_before]
 
     def _drive(self, min_ready: int, deadline: float | None) -> None:
         """Where one farm has all that is under way, the caller fetches the results himself."""
@@ -552,32 +349,33 @@ class Farmer:
             return False
         return bool(self._vacant())  # nothing to wait for; the caller has slots to start
 
-    def _place(self, slot: int) -> _Place:
+    def _place(self, slot: int) -> Place:
         if not 0 <= slot < len(self._places):
             raise BadSlot("slot %r: this pool has slots 0 to %d" % (slot, len(self._places) - 1))
         return self._places[slot]
 
     def _dispatch(self, slots: list[int], kind: int, bodies: list[bytes], wake: bool = True) -> None:
-        by_farm: dict[int, tuple[_Farm, list[Any]]] = {}
+        by_farm: dict[Farm, list[Any]] = {}
         now = time.perf_counter()
         for slot, body in zip(slots, bodies, strict=True):
             place = self._places[slot]
             place.seq += 1
             place.sent, place.sent_at, place.abandoned = kind, now, False
             if kind == protocol.STEP:
-                place.farm.ledger["sent"] += 1
-            if place.farm.by_far.get(place.far) is not place:
-                self._finish(place, protocol.LOST, None, place.farm.trouble or "its farm is away", "lost with its farm")
+                place.counts["sent"] += 1
+            if not place.here:
+                why = place.farm.trouble or "slot %d has left with its farm, or is wanted no more" % slot
+                self._finish(place, protocol.LOST, None, why, "lost with its farm")
                 continue
-            by_farm.setdefault(id(place.farm), (place.farm, []))[1].append([place.far, place.seq, kind, body])
-        for farm, commands in by_farm.values():
+            by_farm.setdefault(place.farm, []).append([place.far, place.seq, kind, body])
+        for farm, commands in by_farm.items():
             assert farm.courier is not None
             farm.courier.put(commands, wake or len(by_farm) > 1)
 
     def _under_way(self) -> int:
         return sum(place.sent is not None for place in self._places)
 
-    def _on_replies(self, farm: _Farm, courier: Courier, replies: list[Reply]) -> None:
+    def _on_replies(self, farm: Farm, courier: Courier, replies: list[Reply]) -> None:
         now = time.perf_counter()
         with self._lock:
             if farm.courier is not courier:
@@ -585,23 +383,63 @@ class Farmer:
             for far, seq, kind, _, body in replies:
                 place = farm.by_far.get(far)
                 if place is None or place.seq != seq or place.sent is None:
-                    farm.ledger["dropped"] += 1  # an answer to nothing that is asked now
+                    farm.dropped += 1  # an answer to nothing that is asked now
                     continue
-                value = codec.decode(body)
-                if kind in (protocol.OBSERVATION, protocol.TRANSITION):
-                    self._finish(place, kind, value, None, "done", now - place.sent_at)
-                else:
-                    self._finish(place, kind, None, _words(value), "invalid" if kind == protocol.FAULT else "crashed")
+                value, why, bucket = self._read(place.sent, kind, body)
+                self._finish(place, kind, value, why, bucket, now - place.sent_at)
             self._arrived.notify_all()
 
-    def _finish(self, place: _Place, kind: int, value: Any, why: str | None, bucket: str, trip_s: float = 0.0) -> None:
+    def _read(self, sent: int, kind: int, body: bytes) -> tuple[Any, str | None, str]:
+        """What a reply says: its value, why there is none, and the ledger's bucket."""
+        try:
+            value = codec.decode(body)
+            if kind == protocol.LOST:
+                bucket = value.get("bucket", "crashed")
+                return None, str(value["text"]), bucket if bucket in LOST_BUCKETS else "invalid"
+            if kind == protocol.FAULT:
+                return None, _words(value), "invalid"
+            self._check_sound(sent, kind, value)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:  # a damaged body is a ValueError
+            return None, "an invalid result: %s" % error, "invalid"
+        return value, None, "done"
+
+    def _check_sound(self, sent: int, kind: int, value: Any) -> None:
+        """Nothing that a replay could not bear gets further than this, whatever a worker says.
+
+        Raises:
+            ValueError, TypeError: what is wrong with it.
+        """
+        if kind != (protocol.OBSERVATION if sent == protocol.RESET else protocol.TRANSITION):
+            raise ValueError("%s in answer to %s" % (protocol.NAMES.get(kind, kind), protocol.NAMES[sent]))
+        if kind == protocol.OBSERVATION:
+            obs, info, env_s = value
+        else:
+            obs, reward, _, _, info, env_s = value
+            if not math.isfinite(reward):
+                raise ValueError("the reward is %r" % reward)
+        if not isinstance(info, dict) or not math.isfinite(env_s):
+            raise ValueError("info %r and seconds %r" % (info, env_s))
+        why = why_unsound(self.observation_space, obs)
+        if why is not None:
+            raise ValueError("the observation " + why)
+
+    def _on_left(self, place: Place, why: str) -> None:
+        """The place's farm is gone. The lock is held."""
+        if self._closed:
+            place.episode, place.abandoned = False, place.sent is not None
+        if place.sent is not None:
+            self._finish(place, protocol.LOST, None, why, "lost with its farm")
+        elif place.episode:
+            place.episode = False
+            self._rows.append(self._lost_row(place, why))
+
+    def _finish(self, place: Place, kind: int, value: Any, why: str | None, bucket: str, trip_s: float = 0.0) -> None:
         sent, place.sent = place.sent, None
         if sent == protocol.STEP:
-            place.farm.ledger["abandoned" if place.abandoned else bucket] += 1
+            place.counts["abandoned" if place.abandoned else bucket] += 1
         if place.abandoned:
             place.abandoned = place.episode = False
-            return
-        if why is not None:
+        elif why is not None:
             place.episode = False
             if sent == protocol.RESET:
                 place.not_before = time.monotonic() + RESET_RETRY
@@ -615,14 +453,11 @@ class Farmer:
             place.episode, place.last_obs = not (terminated or truncated), obs
             row = Row(place.slot, obs, reward, terminated, truncated, info=info, env_s=env_s, trip_s=trip_s)
             self._rows.append(row)
+        if not place.episode:
+            self._keeper.shed(place.farm)
 
-    def _lost_row(self, place: _Place, why: str) -> Row:
+    def _lost_row(self, place: Place, why: str) -> Row:
         return Row(place.slot, place.last_obs, truncated=True, lost=True, info={"lost": why})
-
-    def _ledger(self, farm: _Farm) -> dict[str, int]:
-        under_way = sum(place.sent == protocol.STEP for place in farm.by_far.values())
-        buckets = ("sent", "done", "crashed", "invalid", "lost with its farm", "abandoned")
-        return dict({name: farm.ledger[name] for name in buckets}, **{"under way": under_way})
 
     def _troubles(self) -> str:
         return "\n".join("  %s: %s" % (f.address, f.trouble or "connected") for f in self._farms)
@@ -671,6 +506,30 @@ class Farmer:
         if any(np.shape(obs) != np.shape(full[0]) for obs in full):
             return full
         return np.stack(full)
+
+
+def _status_of(farm: Farm) -> dict[str, Any]:
+    places = [
+        {
+            "slot": place.slot,
+            "far": place.far if place.here else None,
+            "busy": place.sent is not None,
+            "ledger": place.ledger(),
+        }
+        for place in farm.places
+    ]
+    return {
+        "farm": str(farm.address),
+        "connected": farm.courier is not None,
+        "leaving": farm.leaving,
+        "slots": len(farm.by_far),
+        "wanted": farm.wanted,
+        "busy": sum(place.sent is not None for place in farm.by_far.values()),
+        "trouble": farm.trouble,
+        "ledger": farm.ledger(),
+        "dropped": farm.dropped,
+        "places": places,
+    }
 
 
 def _check_once(slots: list[int]) -> None:

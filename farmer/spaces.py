@@ -34,6 +34,31 @@ def build_space(desc: Description | None) -> gymnasium.Space[Any] | None:
     return _build(desc, "")
 
 
+def why_unsound(space: gymnasium.Space[Any] | None, value: Any) -> str | None:
+    """What keeps an observation out of a replay, in words; None when it is sound.
+
+    Shapes and finite numbers are looked at, as deep as dicts and tuples go. Bounds are not: simulators leave theirs.
+    """
+    if isinstance(space, spaces.Box):
+        if np.shape(value) != space.shape:
+            return "has shape %s instead of %s" % (np.shape(value), space.shape)
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            return "is of %s" % array.dtype
+        return None if array.dtype.kind != "f" or np.isfinite(array).all() else "holds NaN or infinity"
+    if isinstance(space, spaces.Dict):
+        if not isinstance(value, dict) or value.keys() != space.spaces.keys():
+            return "is no dict of %s" % list(space.spaces)
+        found = (why_unsound(part, value[key]) for key, part in space.spaces.items())
+        return next((why for why in found if why is not None), None)
+    if isinstance(space, spaces.Tuple):
+        if not isinstance(value, (tuple, list)) or len(value) != len(space.spaces):
+            return "is no tuple of %d" % len(space.spaces)
+        found = (why_unsound(part, one) for part, one in zip(space.spaces, value, strict=True))
+        return next((why for why in found if why is not None), None)
+    return None
+
+
 def _build(desc: Description, path: str) -> gymnasium.Space[Any]:
     where = f" at {path}" if path else ""
     kind = desc.get("kind") if isinstance(desc, dict) else None

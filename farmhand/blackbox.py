@@ -29,6 +29,7 @@ import time
 import zipfile
 import zlib
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -53,6 +54,7 @@ ABOUT = {
     "python": str,
     "ended_at": str,
     "farm": dict,
+    "worker": dict,
 }
 FORMAT = 1  #: of the files; a reader refuses a higher one
 KEEP = 100  #: files in the folder; older ones are removed
@@ -99,22 +101,35 @@ def _ticket(frame: bytes) -> int:
 class Recorder:
     """The black boxes of one farm's slots. The supervisor's lock guards all but the writing, which has a thread."""
 
-    def __init__(self, folder: Path, python: str, keep: int = KEEP, most_bytes: int = MOST_BYTES):
+    def __init__(
+        self,
+        folder: Path,
+        python: str,
+        ready: Mapping[str, bytes] | None = None,
+        keep: int = KEEP,
+        most_bytes: int = MOST_BYTES,
+    ):
         """Touches nothing yet; the folder is made for the first file.
 
         Args:
             folder: where the files go.
             python: the workers' interpreter, for the replay.
+            ready: the READY body of each environment, which has the versions; it may fill later.
             keep: how many files stay.
             most_bytes: of an episode's commands.
         """
         self.folder = folder
         self._python = python
+        self._ready = {} if ready is None else ready  # the very one: it is empty at first
         self._keep, self._most = keep, most_bytes
         self._episodes: dict[int, _Episode] = {}
         self.answered: dict[int, int] = {}  # the ticket of each worker's last reply
         self._waiting: queue.Queue[tuple[Path, dict[str, Any], bytes, list[bytes]] | None] = queue.Queue(WAITING)
         self._writer: threading.Thread | None = None
+
+    def started(self, number: int) -> None:
+        """Slot `number` has another worker: what the one before it left unanswered is no concern of this one."""
+        self._episodes.pop(number, None)
 
     def command(self, number: int, frame: bytes) -> None:
         """Keeps a frame that goes to the worker in slot `number`."""
@@ -261,6 +276,7 @@ class Recorder:
         self.folder.mkdir(parents=True, exist_ok=True)
         if len(frames) > 1:
             about.update(_seed_and_options(frames[1]))
+        about["worker"] = _versions(self._ready.get(about["env"]))
         about["farm"] = {
             "host": socket.gethostname(),
             "system": platform.platform(),
@@ -288,6 +304,12 @@ def _log_of(worker: WorkerProcess) -> bytes:
             return said.read(LOG_SIZE)
     except OSError as error:
         return ("its log %s cannot be read: %s" % (worker.log, error)).encode()
+
+
+def _versions(ready: bytes | None) -> dict[str, Any]:
+    """What runs in the worker, as it said itself."""
+    said = codec.decode(ready) if ready is not None else {}
+    return {key: said.get(key) for key in ("python", "numpy", "api")}
 
 
 def _seed_and_options(reset: bytes) -> dict[str, Any]:

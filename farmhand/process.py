@@ -7,15 +7,19 @@ import os
 import selectors
 import signal
 import subprocess
+import time
+import uuid
+from collections import deque
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from farmhand import tree
 from wire import codec, protocol
 
 WORKER = Path(__file__).resolve().parent / "worker"
 WIRE = Path(codec.__file__).resolve().parent
+
+FOREVER = float("inf")
 
 PIPE_SIZE = 1 << 20  #: bytes; a frame of pixels then passes in one read
 READ_SIZE = 1 << 16
@@ -28,21 +32,45 @@ class WorkerProcess:
     """A process started from `farmhand/worker` in the simulator's Python, and both ends of its pipes.
 
     Not thread-safe: the supervisor's lock guards it.
+
+    Attributes:
+        env: the catalog's name of its environment.
+        slot: where it works; None while it is a spare.
+        ready: what it said when its environment stood; None before.
+        deadline: when the command that it is at must be done, or, once it is doomed, when it is killed.
+        doom: why it is being ended (None: it closed its pipe) and the bucket of its step; its replies count no more.
     """
 
-    def __init__(self, python: str, order: dict[str, Any], slot: int, log: Path):
+    def __init__(self, python: str, env: str, order: dict[str, Any], slot: int | None, log: Path):
         """Starts the process and gives it its first command, the order to build the environment.
 
         Raises:
             OSError: the interpreter does not start.
         """
+        self.env = env
         self.slot = slot
         self.log = log
+        self.mark = uuid.uuid4().hex
+        self.ready: bytes | None = None
+        self.began = time.monotonic()
+        self.stood = 0.0  # when its environment was built
+        self.received = 0  # bytes
+        self.in_the_middle = False  # a part of a frame has come, and not all of it
+        self.memory = self.memory_when_fresh = 0
+        self.deadline = FOREVER
+        self.doom: tuple[str | None, str] | None = None
+        self.leave_by = 0.0
+        self.weigh_at = 0.0
+        self.extended = False  # its deadline was put off because its answer was on its way
+        self.rebuilds = False  # its next reset builds the environment anew
+        self._descendants: list[int] = []
+        self._due: deque[tuple[int, float, int]] = deque()  # kind, seconds that it may take, repeat
         self.watched: selectors.BaseSelector | None = None  # which selector has its replies read
         self.fault: str | None = None  # why the environment could not be built, said by the worker itself
         self._out = bytearray()
         self._frames = protocol.FrameReader()
         environment = dict(dict.fromkeys(ONE_THREAD, "1"), **os.environ)
+        environment[tree.MARK] = self.mark
         with open(log, "ab") as stderr:
             self._log_start = stderr.tell()
             self.popen = subprocess.Popen(
@@ -93,35 +121,93 @@ class WorkerProcess:
             data = os.read(self.stdout, READ_SIZE)
         except BlockingIOError:
             return []
-        return self._frames.feed(data) if data else None
+        if not data:
+            return None
+        self.received += len(data)
+        frames = self._frames.feed(data)
+        self.in_the_middle = not frames
+        return frames
+
+    # What it is given to do, and until when. Replies come in the order of the commands.
+
+    def begin(self, kind: int, seconds: float, repeat: int = 1) -> None:
+        """A command was written that may take so long, from when the ones before it are done."""
+        if not self._due:
+            self.deadline = time.monotonic() + seconds
+        self._due.append((kind, seconds, repeat))
+
+    def done(self) -> tuple[int, float, int]:
+        """A reply came. Returns what was due: (kind, the seconds it might have taken, repeat)."""
+        self.extended = False
+        due = self._due.popleft()
+        self.deadline = time.monotonic() + self._due[0][1] if self._due else FOREVER
+        return due
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a reply is due."""
+        return bool(self._due)
+
+    @property
+    def at(self) -> tuple[int, float, int]:
+        """What it is at, as `done` returns it."""
+        return self._due[0]
 
     def rss(self) -> int | None:
-        """Resident memory in bytes, None when the process is gone."""
-        try:
-            return int(psutil.Process(self.pid).memory_info().rss)
-        except psutil.Error:
-            return None
+        """Resident bytes of it and all that it started, None when the process is gone."""
+        return tree.resident(self.pid) or None
+
+    # Its end.
 
     def ask_to_end(self) -> None:
         """Gives the environment the chance to close by itself."""
         self.write(protocol.pack(protocol.CLOSE, 0))
 
-    def end(self, grace: float = 0.0) -> str:
-        """Ends the whole process group and says how the worker ended: at most `grace` + 1 s."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.popen.wait(grace)
-        by_itself = self.popen.poll() is not None
+    def ask_for_trace(self) -> None:
+        """Has Python write to the log where it is, also out of C and endless loops; the process ends by that.
+
+        A stopped process does nothing, and one of Python 2 only ends.
+        """
+        self._descendants = tree.family(self.pid)[1:]  # while it is there to be asked for them
+        _forbid_core(self.pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGABRT)
+
+    def kill(self) -> str:
+        """Ends it and all that it started now, without waiting for that; says in words how the worker ended."""
+        by_itself = self.has_ended()  # seen, not collected: its number is nobody else's yet
+        others = set(self._descendants if by_itself else tree.family(self.pid)[1:])
         with contextlib.suppress(ProcessLookupError, PermissionError):  # the group is gone
             os.killpg(self.pid, signal.SIGKILL)
-        try:
-            self.popen.wait(1.0)
-        except subprocess.TimeoutExpired:
-            return "slot %d (pid %d) does not end on SIGKILL; it hangs in the kernel" % (self.slot, self.pid)
-        finally:
-            self._close()
+        tree.kill(list(others))  # those of them that left the group
         return self._obituary(by_itself)
 
-    def _close(self) -> None:
+    def has_ended(self) -> bool:
+        if self.popen.returncode is not None:
+            return True
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return True
+
+    def is_gone(self) -> bool:
+        """Whether the killed process is gone; then its pipes are closed."""
+        if self.popen.poll() is None:
+            return False
+        self.close()
+        return True
+
+    def end(self, grace: float = 0.0) -> None:
+        """Ends it and waits for that: at most `grace` + 1 s."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.popen.wait(grace)
+        self.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it hangs in the kernel
+            self.popen.wait(1.0)
+        self.close()
+
+    def close(self) -> None:
+        """Closes the pipes."""
         for pipe in (self.popen.stdin, self.popen.stdout):
             if pipe is not None:
                 pipe.close()
@@ -129,25 +215,37 @@ class WorkerProcess:
             os.close(self.pidfd)
             self.pidfd = None
 
+    def name(self) -> str:
+        """As texts call it."""
+        place = "a spare of %s" % self.env if self.slot is None else "slot %d" % self.slot
+        return "%s (pid %d)" % (place, self.pid)
+
     def _obituary(self, by_itself: bool) -> str:
         if self.fault:
             return self.fault
-        who = "slot %d (pid %d)" % (self.slot, self.pid)
-        code = self.popen.returncode
         if not by_itself:
-            said = "%s was stopped by the farm" % who
-        elif code < 0:
-            said = "%s was killed by %s" % (who, signal.Signals(-code).name)
-        else:
-            said = "%s exited with code %d" % (who, code)
-        tail = self.tail()
-        return "%s; its log: %s%s" % (said, self.log, "\n  " + "\n  ".join(tail) if tail else "")
+            return "%s closed its pipe and was stopped%s" % (self.name(), self.evidence())
+        code = self.popen.wait()
+        how = "was killed by %s" % _signal(-code) if code < 0 else "exited with code %d" % code
+        return "%s %s%s" % (self.name(), how, self.evidence())
 
-    def tail(self, lines: int = 6) -> list[str]:
+    def evidence(self, lines: int = 6) -> str:
+        """Where its log is, and what stands last in it."""
+        tail = self.tail(lines)
+        return "; its log: %s%s" % (self.log, "\n  " + "\n  ".join(tail) if tail else "")
+
+    def tail(self, lines: int) -> list[str]:
         """The last lines that this worker wrote to its log."""
         with open(self.log, "rb") as log:
             log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - 4096))
             return log.read().decode("utf-8", "replace").splitlines()[-lines:]
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal between the first and the last
+        return "signal %d" % number
 
 
 def _widen(pipe: int) -> None:
@@ -157,3 +255,12 @@ def _widen(pipe: int) -> None:
     if command is not None:
         with contextlib.suppress(OSError):  # over the user's limit: the default size only costs more reads
             fcntl.fcntl(pipe, command, PIPE_SIZE)
+
+
+def _forbid_core(pid: int) -> None:
+    """No core file: writing one can take minutes, and its log says where it was."""
+    import resource
+
+    if hasattr(resource, "prlimit"):  # Linux
+        with contextlib.suppress(OSError):
+            resource.prlimit(pid, resource.RLIMIT_CORE, (0, resource.prlimit(pid, resource.RLIMIT_CORE)[1]))

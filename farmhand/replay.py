@@ -60,7 +60,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--timeout",
         type=float,
         metavar="S",
-        help="for one command (default: twice what the last one had in the farm, at least %g)" % SHORTEST_LIMIT,
+        help="for the command in which it ended (default: twice what that had in the farm, at least %g)"
+        % SHORTEST_LIMIT,
     )
     args = parser.parse_args(argv)
     if args.to is not None and args.to < 0:
@@ -96,7 +97,7 @@ def play(box: BlackBox, python: str, limit: float, to: int | None, log: Path) ->
     Args:
         box: what to play.
         python: the interpreter.
-        limit: seconds for one command.
+        limit: seconds for the command in which it ended.
         to: the last step to play; None plays all.
         log: where the worker writes.
 
@@ -109,7 +110,8 @@ def play(box: BlackBox, python: str, limit: float, to: int | None, log: Path) ->
     end = value = None
     with _Worker(python, log) as worker:
         for at, frame in frames if to is None else frames[: to + 2]:
-            what, value = worker.ask(frame, limit)
+            # All but the last answered in the farm, so they are given time.
+            what, value = worker.ask(frame, limit if frame is frames[-1][1] else max(limit, SHORTEST_LIMIT))
             if what is not None:
                 end = End(at, what)
                 break
@@ -211,7 +213,9 @@ def _check(box: BlackBox, args: argparse.Namespace) -> str:
         raise BlackBoxError("--to %d: the episode has %d steps" % (args.to, len(box.steps)))
     python = args.python or box.about["python"]
     try:
-        print("playing it with %s: Python %s" % (python, check_python(python)), flush=True)
+        here, there = check_python(python), "%(python)s, numpy %(numpy)s" % box.about["worker"]
+        other = "" if here == there else "; in the farm it was Python %s" % there
+        print("playing it with %s: Python %s%s" % (python, here, other), flush=True)
     except FarmError as error:
         hint = "" if args.python else "\n  the file names this interpreter; name another with --python PATH"
         raise BlackBoxError("%s%s" % (error, hint)) from None

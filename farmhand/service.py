@@ -7,6 +7,8 @@ PYRO:slot-3@host:port    reset, step, release                   (a script's, wit
 from __future__ import annotations
 
 import functools
+import ipaddress
+import math
 import platform
 import socket
 import threading
@@ -17,18 +19,20 @@ from typing import Any
 import numpy as np
 import Pyro4
 
+from farmhand.gate import MESSAGE_LIMIT, GuardedDaemon
 from farmhand.supervisor import LONGEST_WAIT, Supervisor
 from wire import codec, protocol
-from wire.errors import FarmError, NoFreeSlot, StartError
+from wire.errors import FarmError, FarmRefused, MessageDamaged, NoFreeSlot, StartError
 
 THREADS = 512  #: connections at a time; each of a host's farms takes two
 
 
 def configure() -> None:
-    """Pyro4's settings for a farm: plain data only, bounded messages, no waiting for small packets."""
+    """Pyro4's settings for a farm: plain data only, bounded messages and waits, no waiting for small packets."""
     Pyro4.config.SERIALIZER = "msgpack"
     Pyro4.config.SERIALIZERS_ACCEPTED = {"msgpack"}
     Pyro4.config.MAX_MESSAGE_SIZE = protocol.MAX_BODY
+    Pyro4.config.COMMTIMEOUT = MESSAGE_LIMIT
     Pyro4.config.SOCK_NODELAY = True
     Pyro4.config.SOCK_REUSE = True
     Pyro4.config.THREADPOOL_SIZE = THREADS
@@ -63,20 +67,26 @@ class FarmService:
         return dict(self._supervisor.describe(), python=platform.python_version(), **about)
 
     @_answer
-    def acquire(self, env: str, count: int, version: int) -> dict[str, Any]:
-        """Leases slots: {"lease": token, "slots": [numbers], "ready": the READY body}."""
-        lease = self._supervisor.acquire(env, count, version)
+    def acquire(self, env: str, count: int, version: int, token: str | None = None) -> dict[str, Any]:
+        """Leases slots, or adds to a lease: {"lease": token, "slots": [numbers], "ready": the READY body}."""
+        lease = self._supervisor.acquire(env, count, version, token=token)
         return {"lease": lease.token, "slots": lease.slots, "ready": self._supervisor.ready[env]}
 
     @_answer
-    def exchange(self, lease: str, commands: list[Any], wait: float, together: int = 1) -> Any:
-        """Commands in, replies out; see `Supervisor.exchange`."""
-        return self._supervisor.exchange(lease, commands, wait, together)
+    def exchange(self, lease: str, commands: list[Any], wait: float, together: int, line: int, check: int) -> Any:
+        """Commands in, [replies, checksum] out; see `Supervisor.exchange`."""
+        _check_exchange(lease, commands, wait, together, line)
+        if protocol.checksum([lease, wait, together, line], commands) != check:
+            raise MessageDamaged("a message was changed on its way; nothing of it was done")
+        replies = self._supervisor.exchange(lease, commands, wait, together, line)
+        return [replies, protocol.checksum([check], replies)]
 
     @_answer
-    def release(self, lease: str) -> None:
-        """Ends a lease."""
-        self._supervisor.release(lease)
+    def release(self, lease: str, slots: list[int] | None = None) -> None:
+        """Ends a lease, or takes some slots out of it."""
+        if slots is not None and not (isinstance(slots, list) and all(type(slot) is int for slot in slots)):
+            raise FarmRefused("release takes a lease, and numbers of slots")
+        self._supervisor.release(str(lease), slots)
 
     @_answer
     def status(self) -> list[dict[str, Any]]:
@@ -161,19 +171,25 @@ class SlotFace:
         self._lease, self._holder = lease.token, connection
 
 
-class FarmDaemon(Pyro4.Daemon):
-    """Pyro4's daemon, which also frees the slots of scripts whose connection ends."""
+class FarmDaemon(GuardedDaemon):
+    """The daemon behind its gate, which also frees the slots of scripts whose connection ends."""
 
-    def __init__(self, host: str, port: int):
+    def __init__(self, host: str, port: int, key: bytes | None = None):
         """Binds the address.
 
+        Args:
+            host: without a key, one of this machine alone.
+            port: 0 takes a free one.
+            key: what every connection has to prove before it is heard; None hears everybody on this machine.
+
         Raises:
-            StartError: it cannot be bound, in words.
+            StartError: it cannot be bound, or is wider than loopback without a key; in words.
         """
+        check_host(host, key is not None)
         configure()
         self._faces: list[SlotFace] = []
         try:
-            super().__init__(host=host, port=port)
+            super().__init__(host, port, key)
         except OSError as error:
             raise StartError(
                 "cannot listen on %s:%d: %s\n  now: another farm may run there; stop it, or choose another with --port"
@@ -192,6 +208,38 @@ class FarmDaemon(Pyro4.Daemon):
         """Pyro4's hook."""
         for face in self._faces:
             face._let_go(conn)
+
+
+def check_host(host: str, has_key: bool) -> None:
+    """A farm runs what a caller sends it, so it stays on this machine unless callers prove themselves.
+
+    Raises:
+        StartError: the address is wider than loopback, and there is no key.
+    """
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback and not has_key:
+        raise StartError(
+            "--host %s would let anyone on that network run this farm: callers have to prove that they know its key\n"
+            "  now: farm.py --new-key farm.key; farm.py ... --host %s --key-file farm.key; the same file on the host\n"
+            "  or leave it on 127.0.0.1 and write ('ssh://user@this-machine', SLOTS) into the host's farmlist.py"
+            % (host, host)
+        )
+
+
+def _check_exchange(lease: Any, commands: Any, wait: Any, together: Any, line: Any) -> None:
+    """What comes from outside is of the right types, before anything of it is done; checked once, here."""
+    good = isinstance(lease, str) and isinstance(commands, list)
+    good = good and isinstance(together, int) and isinstance(line, int)
+    good = good and isinstance(wait, (int, float)) and math.isfinite(wait)
+    for command in commands if good else ():
+        good = good and isinstance(command, list) and len(command) == 4
+        good = good and all(type(part) is int and 0 <= part < 1 << 63 for part in command[:3])
+        good = good and isinstance(command[3], bytes)
+    if not good:
+        raise FarmRefused("exchange takes a lease, commands [slot, seq, kind, body], seconds and a number")
 
 
 def _plain(value: Any) -> Any:

@@ -4,9 +4,16 @@ A slot is a numbered place on a farm that runs one environment in one worker pro
 command or an event means; `supervisor` does it.
 
     EMPTY ----> STARTING ----> IDLE ----> RESETTING ----> READY <---> STEPPING
-      ^            |            ^             |             |             |
-      |            |            +-- episode over, freed, fault in the env +
-      +-- died ----+-- or the worker ends in any other state -------------+
+      ^            |           |  ^           |             |             |
+      |            |           |  +-- episode over, freed, fault in the env
+      |            |           |              |             |             |
+      +--- died ---+-recycled--+--- died -----+-------------+-------------+
+           (a crash, a command over its time, memory over its cap)
+
+    EMPTY waits for the next worker: none at first, longer after each failure in a row (`failed`). While it waits it is
+    called *quarantined*: nobody can lease it, and its holder's reset is lost at once, with the reason.
+
+Every step that a holder gave is counted in one bucket of the slot's ledger, or is under way.
 
 A lease is kept beside the state: it says who may give commands, not what the worker is doing. Commands of hosts are
 numbered by the host; a slot gives each a *ticket* of its own before it goes to the worker, so that a late reply to a
@@ -16,9 +23,13 @@ former holder's command can never be taken for an answer to the present one's.
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from dataclasses import dataclass, field
 
+from farmhand.limits import BARREN_ENDS, BARREN_LIFE, BARREN_STEPS
 from wire import codec, protocol
+
+BUCKETS = ("done", "crashed", "timed out", "invalid", "abandoned")  #: where a step ends, as the farm sees it
 
 
 class State(enum.Enum):
@@ -52,7 +63,10 @@ class Slot:
         lease: the token of the holder, None when free.
         episodes, steps: finished and made by the present worker.
         failures: constructions that failed in a row; 0 after one that did not.
+        barren: workers in a row that ended before they did anything useful, though they could be built.
         trouble: why the last worker ended or could not be built, in words.
+        ledger: the steps that holders gave ("given"), and what became of them, of all workers together.
+        recycled: workers that were replaced at an episode's end, by reason.
     """
 
     number: int
@@ -64,12 +78,37 @@ class Slot:
     steps: int = 0
     starts: int = 0
     failures: int = 0
+    barren: int = 0
     trouble: str | None = None
+    ledger: Counter[str] = field(default_factory=Counter)
+    recycled: Counter[str] = field(default_factory=Counter)
     _ticket: int = 0
     _latest: int = 0  # the highest number that the holder has used; nothing up to it is begun any more
     _asked: int | None = None  # the host's number of the command under way
+    _broken: str | None = None  # why the episode that its holder believes to be running is over
+    _stepping: bool = False  # that command is a step
     _held: tuple[int, bytes] | None = field(default=None, repr=False)  # a reset that waits for the worker
     _answer: Reply | None = field(default=None, repr=False)  # the last reply, for a host whose connection broke
+
+    @property
+    def failed(self) -> int:
+        """Failures in a row for which the next try waits: of constructions, or of workers that did nothing else."""
+        return max(self.failures, self.barren - BARREN_ENDS)
+
+    @property
+    def quarantined(self) -> bool:
+        """It has no worker, and the next one has to wait."""
+        return self.state is State.EMPTY and self.failed > 0
+
+    @property
+    def under_way(self) -> int:
+        """Steps that were given and are in no bucket yet: 1 or 0."""
+        return int(self._asked is not None and self._stepping)
+
+    @property
+    def held_body(self) -> bytes:
+        """The body of the reset that waits for the worker; empty when none does."""
+        return self._held[1] if self._held is not None else b""
 
     # Events of the process.
 
@@ -88,21 +127,32 @@ class Slot:
         self._held = None
         return [self._to_worker(protocol.RESET, seq, body, State.RESETTING)]
 
-    def died(self, why: str, wanted: bool = False) -> Reply | None:
+    def died(self, why: str, bucket: str = "crashed", wanted: bool = False, lived: float = 0.0) -> Reply | None:
         """The worker is gone. Returns what its holder must be told now, if a command was under way.
 
         Args:
             why: how it ended, in words.
+            bucket: where the step under way is counted.
             wanted: the farm ended it for a reason of its own: no failure, and a reset that waits goes on waiting.
+            lived: seconds since its environment was built.
         """
         while_starting = self.state is State.STARTING
+        if self.state is State.READY:
+            self._broken = why
         self.state, self.pid, self.trouble = State.EMPTY, None, None if wanted else why
         if wanted and self._held is not None:
             return None
         if while_starting and not wanted:
             self.failures += 1
+        elif not wanted:
+            self.barren = 0 if lived >= BARREN_LIFE else self.barren + 1  # what was useful has set it to -1
         self._held = None
-        return self._lose(why)
+        return self._lose(why, bucket)
+
+    def recycle(self, reason: str) -> None:
+        """The worker leaves between two episodes, and a new one comes."""
+        self.state, self.pid = State.EMPTY, None
+        self.recycled[reason] += 1
 
     # Events of the holder.
 
@@ -129,21 +179,24 @@ class Slot:
             self._latest = max(self._latest, seq)
             return None, self._what_became_of(seq)
         self._latest = seq
+        self.ledger["given"] += kind == protocol.STEP
         if self._asked is not None:
+            self.ledger["crashed"] += kind == protocol.STEP
             return None, _lost(seq, "slot %d is busy with command %d" % (self.number, self._asked))
         if kind == protocol.RESET:
-            self._asked, self._answer = seq, None
+            self._asked, self._stepping, self._answer, self._broken = seq, False, None, None
             if self.state in (State.EMPTY, State.STARTING):
-                if self.failures:
+                if self.failures or self.quarantined:
                     return None, self._lose(self.trouble or "the environment cannot be built")
                 self._held = (seq, body)
                 return None, None
             return self._to_worker(kind, seq, body, State.RESETTING), None
         if kind == protocol.STEP:
-            self._asked, self._answer = seq, None
+            self._asked, self._stepping, self._answer = seq, True, None
             if self.state is not State.READY:
                 why = "no episode runs in slot %d" % self.number
-                return None, self._lose("%s: %s" % (why, self.trouble) if self.trouble else why)
+                trouble = self._broken or self.trouble
+                return None, self._lose("%s: %s" % (why, trouble) if trouble else why)
             return self._to_worker(kind, seq, body, State.STEPPING), None
         return None, _lost(seq, "a host may send reset, step and ask, not %s" % protocol.NAMES.get(kind, kind))
 
@@ -151,6 +204,8 @@ class Slot:
         """The worker's reply. Returns what to give the holder; None when its asker is gone."""
         if kind == protocol.TRANSITION:
             self.steps += 1
+            if self.steps >= BARREN_STEPS or flags:
+                self.barren = -1  # it was of use, so its end is no failure to start
         if ticket != self._ticket:
             return None  # a reply to a command before the present one, whose asker is gone
         over = bool(flags & (protocol.TERMINATED | protocol.TRUNCATED)) or kind == protocol.FAULT
@@ -159,6 +214,8 @@ class Slot:
         self.state = State.IDLE if over or self._asked is None else State.READY
         if self._asked is None:
             return None
+        if self._stepping:
+            self.ledger["invalid" if kind == protocol.FAULT else "done"] += 1
         self._answer = Reply(self._asked, kind, body, flags)
         self._asked = None
         return self._answer
@@ -168,10 +225,12 @@ class Slot:
         self._asked, self.state = seq, state
         return protocol.pack(kind, self._ticket, body)
 
-    def _lose(self, why: str) -> Reply | None:
+    def _lose(self, why: str, bucket: str = "crashed") -> Reply | None:
         if self._asked is None:
             return None
-        self._answer = _lost(self._asked, why)
+        if self._stepping:
+            self.ledger[bucket] += 1
+        self._answer = _lost(self._asked, why, bucket)
         self._asked = None
         return self._answer
 
@@ -180,12 +239,14 @@ class Slot:
             return None  # under way: the answer will come
         if self._answer is not None and self._answer.seq == seq:
             return self._answer
-        return _lost(seq, "command %d never reached slot %d" % (seq, self.number))
+        why = "command %d never reached slot %d" % (seq, self.number)
+        return Reply(seq, protocol.LOST, codec.encode({"text": why, "bucket": "lost with its farm"}))
 
     def _forget(self) -> None:
+        self.ledger["abandoned"] += self.under_way
         self._latest = 0
-        self._asked = self._held = self._answer = None
+        self._asked = self._held = self._answer = self._broken = None
 
 
-def _lost(seq: int, why: str) -> Reply:
-    return Reply(seq, protocol.LOST, codec.encode({"text": why}))
+def _lost(seq: int, why: str, bucket: str = "crashed") -> Reply:
+    return Reply(seq, protocol.LOST, codec.encode({"text": why, "bucket": bucket}))

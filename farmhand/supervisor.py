@@ -8,6 +8,7 @@ needs no second thread on its way out.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -21,18 +22,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from farmhand import limits as rules
+from farmhand import tree
 from farmhand.blackbox import Recorder
 from farmhand.catalog import Catalog, close_names
-from farmhand.process import WorkerProcess
-from farmhand.slots import Reply, Slot, State
+from farmhand.limits import Limits, Pace, TimeLimit, in_words
+from farmhand.peek import repeat_of, seconds_of
+from farmhand.process import FOREVER, WorkerProcess
+from farmhand.slots import BUCKETS, Reply, Slot, State
 from wire import codec, protocol
 from wire.errors import LeaseLost, NoFreeSlot, NoSuchEnvironment, ProtocolMismatch, StartError
 
 LEASE_LIMIT = 8.0  #: s without a call of its holder, after which a lease is freed; hosts call every 2 s
 LONGEST_WAIT = 5.0  #: s that one exchange may be asked to wait
 LINGER = 0.005  #: s after the first reply that an exchange waits for the others its host wants together
-BACK_OFF = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  #: s before the next try, after so many failed constructions in a row
 STOP_LIMIT = 3.0  #: s that all workers together have for closing their environments when the farm stops
+LEAVE_LIMIT = 2.0  #: s that a worker has for it when it is replaced; its slot does not wait for it
+TRACE_TIME = 0.05  #: s that a worker over its time has to write where it is
+LAST_WORDS = 0.3  #: s between a closed pipe and the end of its process, before it is killed
+REST_OF_FRAME = 1.0  #: s more for a worker whose answer is on its way at the deadline
+WEIGH_EVERY = 0.15  #: s between two looks at the memory of all workers, where a cap is given
+REAP_EVERY = 0.02  #: s between two looks for the end of a killed process
+SWEEP_EVERY = 1.0  #: s between two searches for what a dead worker left behind; one takes some milliseconds
 
 log = logging.getLogger("farm")
 
@@ -74,7 +87,7 @@ class Lease:
     seen: float
     expires: bool = True
     outbox: list[tuple[int, Reply]] = field(default_factory=list)
-    line: int = 0  # changes when its host asks on a new connection; calls that wait on an old one get nothing more
+    line: int = 0  # grows when its host comes by a new connection; calls on an older one get nothing more
     pipes: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     bell: _Bell = field(default_factory=lambda: _Bell())
 
@@ -91,6 +104,7 @@ class Supervisor:
         slots: int,
         python: str = sys.executable,
         log_dir: str | Path = "logs",
+        limits: Limits | None = None,
         black_box: str | Path | None = None,
     ):
         """Starts nothing yet.
@@ -112,11 +126,24 @@ class Supervisor:
         self.catalog = catalog
         self.python = python
         self.log_dir = Path(log_dir)
-        self._recorder = Recorder(Path(black_box or self.log_dir / "black-box"), python)
         names = catalog.names
         self.slots = [Slot(number, names[number % len(names)]) for number in range(slots)]
         self.ready: dict[str, bytes] = {}  # the READY body of each environment that has been built once
+        self._recorder = Recorder(Path(black_box or self.log_dir / "black-box"), python, self.ready)
+        self.limits = limits or Limits()
+        self.spares = self.limits.spares or 0  # workers in stock for each environment
+        self.about_spares = ""  # why so many, in words
+        self._step_limit = {name: TimeLimit(self.limits.step, rules.ENOUGH_STEPS) for name in names}
+        self._reset_limit = {name: TimeLimit(self.limits.reset, rules.ENOUGH_RESETS) for name in names}
+        self._fresh_memory: dict[str, int] = {}  # of the first worker of each environment when it stood
         self._workers: dict[int, WorkerProcess] = {}
+        self._pace: dict[int, Pace] = {}
+        self._stock: dict[str, list[WorkerProcess]] = {name: [] for name in names}
+        self._spare_failures = dict.fromkeys(names, 0)
+        self._spare_not_before = dict.fromkeys(names, 0.0)
+        self._leaving: list[WorkerProcess] = []  # killed, or closing by themselves until `leave_by`
+        self._to_sweep: set[str] = set()
+        self._next_sweep = self._next_weighing = 0.0
         self._not_before = [0.0] * slots
         self._leases: dict[str, Lease] = {}
         self._lock = threading.RLock()
@@ -129,8 +156,8 @@ class Supervisor:
 
     # The farm's own life.
 
-    def start(self, limit: float = 120.0) -> None:
-        """Starts the workers and waits until each environment has been built once.
+    def start(self, limit: float | None = None) -> None:
+        """Starts the workers and waits until each environment has been built once, by default as long as one may take.
 
         Raises:
             StartError: an environment cannot be built, or not within `limit` seconds. Everything is stopped then.
@@ -145,10 +172,12 @@ class Supervisor:
         self._selector.register(self._bell.fd, selectors.EVENT_READ, None)
         self._thread.start()
         try:
-            self._wait_for_first(limit)
+            self._wait_for_first(self.limits.start if limit is None else limit)
+            self._check_cap()
         except BaseException:
             self.stop("start failed")
             raise
+        self._decide_spares()
 
     def _wait_for_first(self, limit: float) -> None:
         deadline = time.monotonic() + limit
@@ -161,14 +190,19 @@ class Supervisor:
                         raise StartError("%s cannot be built\n  %s" % (name, failed[0]))
                     now = time.monotonic()
                     if now >= deadline:
-                        raise StartError(
-                            "%s was not built within %g s: its constructor hangs, or needs more time\n"
-                            "  now: give it more with --start-timeout SECONDS, or see %s" % (name, limit, self.log_dir)
-                        )
+                        raise StartError("%s %s" % (name, self._not_built(limit)))
                     if now >= said:
                         log.info("waiting for %s to be built, up to %g s", name, limit)
                         said = now + 30.0
                     self._changed.wait(min(deadline, said) - now)
+
+    def _check_cap(self) -> None:
+        for name, memory in self._fresh_memory.items():
+            if self.limits.memory is not None and memory > self.limits.memory:
+                raise StartError(
+                    "%s takes %s as soon as it is built, and --memory allows %s\n  now: give it more"
+                    % (name, in_words(memory), in_words(self.limits.memory))
+                )
 
     def stop(self, reason: str) -> None:
         """Ends every worker: ask, then kill; within about 4 s, whatever they do."""
@@ -182,16 +216,18 @@ class Supervisor:
         if self._thread.ident is not None:
             self._loop_over.wait()
         with self._lock:  # a call that was under way may have ended one of them, and now leaves the others alone
-            workers = list(self._workers.values())
+            workers = self._everyone()
             self._workers.clear()
+            self._stock = {}
         deadline = time.monotonic() + STOP_LIMIT
         for worker in workers:
             worker.ask_to_end()
-        for worker in workers:
+        for worker in workers + self._leaving:
             worker.end(max(0.0, deadline - time.monotonic()))
         self._all_ended.set()
         if self._thread.ident is not None:
             self._thread.join()
+        tree.sweep({worker.mark for worker in workers + self._leaving} | self._to_sweep)
         self._selector.close()
         self._bell.close()
         self._recorder.close()
@@ -205,15 +241,23 @@ class Supervisor:
             return {"slots": len(self.slots), "free": free, "envs": dict(self.ready)}
 
     def acquire(
-        self, env: str, count: int, version: int, expires: bool = True, numbers: list[int] | None = None
+        self,
+        env: str,
+        count: int,
+        version: int,
+        expires: bool = True,
+        numbers: list[int] | None = None,
+        token: str | None = None,
     ) -> Lease:
         """Leases `count` slots that run `env`, or exactly the slots in `numbers`.
+
+        With the `token` of a lease it adds to that one until it has `count`; asking twice adds once.
 
         Returns:
             The lease; it ends by `release`, or after LEASE_LIMIT without a call when it `expires`.
 
         Raises:
-            ProtocolMismatch, NoSuchEnvironment, NoFreeSlot: nothing was leased.
+            ProtocolMismatch, NoSuchEnvironment, NoFreeSlot, LeaseLost: nothing was leased.
         """
         if version != protocol.VERSION:
             raise ProtocolMismatch(
@@ -228,28 +272,28 @@ class Supervisor:
         with self._lock:
             wanted = self.slots if numbers is None else [self.slots[n] for n in numbers]
             free = sorted((s for s in wanted if self._is_free(s)), key=lambda s: (s.env != env, s.number))
-            if count < 1 or count > len(free):
+            lease = Lease(secrets.token_hex(16), env, [], time.monotonic(), expires)
+            if token is not None:
+                lease = self._lease(token)
+                count = max(0, count - len(lease.slots))
+            if count > len(free) or count < (token is None):
                 raise NoFreeSlot(
                     "%d slots were asked for; this farm has %d and %d are free" % (count, len(self.slots), len(free))
                 )
-            lease = Lease(
-                secrets.token_hex(16),
-                env,
-                [slot.number for slot in free[:count]],
-                time.monotonic(),
-                expires,
-            )
+            lease.slots += [slot.number for slot in free[:count]]
             self._leases[lease.token] = lease
             for slot in free[:count]:
                 slot.take(lease.token)
                 if slot.env != env:
                     slot.env = env
-                    self._end_worker(slot.number, "slot %d changes to %s" % (slot.number, env), wanted=True)
+                    self._change(slot)
                 self._watch(slot)
         self._bell.ring()
         return lease
 
-    def exchange(self, token: str, commands: list[Any], wait: float, together: int = 1) -> list[list[Any]]:
+    def exchange(
+        self, token: str, commands: list[Any], wait: float, together: int = 1, line: int | None = None
+    ) -> list[list[Any]]:
         """Hands over commands and returns every reply that is in, at the latest after `wait` seconds.
 
         Args:
@@ -257,20 +301,23 @@ class Supervisor:
             commands: [slot, seq, kind, body] each.
             wait: seconds to wait for a first reply; 0 takes what is there.
             together: replies that the host wants in one go; the first one waits for them, but only for LINGER.
+            line: which of its connections, one after the other, the host calls by; None: it has but one.
 
         Returns:
-            [slot, seq, kind, flags, body] each, maybe none.
+            [slot, seq, kind, flags, body] each, maybe none; none and nothing done for a call on an older line.
 
         Raises:
             LeaseLost: the lease is not known (any more).
         """
         with self._lock:
             lease = self._lease(token)
-            if any(kind == protocol.ASK for _, _, kind, _ in commands):
-                # Its connection broke. What a call that still waits on the old one took would go nowhere.
-                lease.line += 1
-                lease.bell.ring()
-            line = lease.line
+            if line is None:
+                line = lease.line
+            if line < lease.line:
+                return []  # it was delayed on a connection that its host has given up: an answer would go nowhere
+            if line > lease.line:
+                lease.line = line
+                lease.bell.ring()  # a call that waits on the old line ends now and takes nothing with it
             for number, seq, kind, body in commands:
                 if number not in lease.slots:
                     raise LeaseLost("slot %r is not in this lease" % (number,))
@@ -286,7 +333,7 @@ class Supervisor:
                         lease.bell.hush()
                     else:
                         self._attend(*key.data)
-                self._lease(token)
+                self._lease(token, is_call=False)
                 if lease.line != line:
                     lease.bell.ring()  # this call may have read what the one on the new connection waits for
                     return []
@@ -297,56 +344,106 @@ class Supervisor:
                     outbox, lease.outbox = lease.outbox, []
                     return [[number, r.seq, r.kind, r.flags, r.body] for number, r in outbox]
 
-    def release(self, token: str) -> None:
-        """Ends a lease; an unknown one has ended already."""
+    def release(self, token: str, numbers: list[int] | None = None) -> None:
+        """Ends a lease, or takes some slots out of it; what is unknown has ended already."""
         with self._lock:
             lease = self._leases.get(token)
-            if lease is not None:
+            if lease is not None and numbers is None:
                 self._free(lease, "released")
+            elif lease is not None:
+                gone = [number for number in lease.slots if number in (numbers or ())]
+                lease.slots = [number for number in lease.slots if number not in gone]
+                lease.outbox = [(number, reply) for number, reply in lease.outbox if number not in gone]
+                self._free_slots(gone, "released")
+
+    def release_by_hand(self, number: int) -> str:
+        """Ends the worker of a slot now and has it replaced; one in quarantine is tried at once. Says what was done.
+
+        Its holder, if any, loses the step under way, and keeps the slot.
+
+        Raises:
+            NoFreeSlot: there is no such slot.
+        """
+        with self._lock:
+            if not (isinstance(number, int) and 0 <= number < len(self.slots)):
+                raise NoFreeSlot("this farm has no slot %r; it has 0 to %d" % (number, len(self.slots) - 1))
+            slot = self.slots[number]
+            slot.failures = slot.barren = 0
+            self._not_before[number] = 0.0
+            worker = self._workers.get(number)
+            if worker is None:
+                self._bell.ring()
+                return "slot %d has no worker; one is tried now" % number
+            pid = worker.pid
+            self._end(worker, "%s was released by hand" % worker.name(), "crashed", by_hand=True)
+            return "slot %d: the worker (pid %d) was ended, a new one takes its place" % (number, pid)
 
     def status(self) -> list[dict[str, Any]]:
         """A row for each slot: plain numbers and words."""
         with self._lock:
-            return [
-                {
-                    "slot": slot.number,
-                    "env": slot.env,
-                    "state": slot.state.value,
-                    "leased": slot.lease is not None,
-                    "pid": slot.pid,
-                    "starts": slot.starts,
-                    "episodes": slot.episodes,
-                    "steps": slot.steps,
-                    "rss": self._workers[slot.number].rss() if slot.number in self._workers else None,
-                    "trouble": slot.trouble,
-                }
-                for slot in self.slots
-            ]
+            now = time.monotonic()
+            return [self._row(slot, now) for slot in self.slots]
+
+    def _row(self, slot: Slot, now: float) -> dict[str, Any]:
+        worker = self._workers.get(slot.number)
+        waiting = slot.quarantined and self._not_before[slot.number] > now
+        return {
+            "slot": slot.number,
+            "env": slot.env,
+            "state": "quarantined" if waiting else slot.state.value,
+            "next_try_s": round(self._not_before[slot.number] - now, 1) if waiting else None,
+            "leased": slot.lease is not None,
+            "pid": slot.pid,
+            "starts": slot.starts,
+            "recycled": dict(slot.recycled),
+            "episodes": slot.episodes,
+            "steps": slot.steps,
+            "rss": worker.rss() if worker is not None else None,
+            "limits": {
+                "step": self._step_limit[slot.env].seconds,
+                "reset": self._reset_limit[slot.env].seconds,
+                "start": self.limits.start,
+            },
+            "spares": sum(spare.ready is not None for spare in self._stock.get(slot.env, ())),
+            "ledger": dict(
+                {bucket: slot.ledger[bucket] for bucket in ("given", *BUCKETS)}, **{"under way": slot.under_way}
+            ),
+            "trouble": slot.trouble,
+        }
 
     # Inside; the lock is held.
 
     def _is_free(self, slot: Slot) -> bool:
-        return slot.lease is None and not slot.failures
+        return slot.lease is None and not slot.failures and not slot.quarantined
 
-    def _lease(self, token: str) -> Lease:
+    def _lease(self, token: str, is_call: bool = True) -> Lease:
         lease = self._leases.get(token)
         if lease is None:
             raise LeaseLost(
                 "this lease is not known here: it was released, or its host did not call for %g s" % LEASE_LIMIT
             )
-        lease.seen = time.monotonic()
+        if is_call:  # the end of a call's wait says nothing: its host may be dead since
+            lease.seen = time.monotonic()
         return lease
 
     def _command(self, lease: Lease, slot: Slot, kind: int, seq: int, body: bytes) -> None:
         frame, reply = slot.command(kind, seq, body)
         if frame is not None:
-            self._write(slot.number, frame)
+            self._give(slot, kind, body, frame)
         if reply is not None:
             lease.outbox.append((slot.number, reply))
 
-    def _write(self, number: int, frame: bytes) -> None:
-        self._recorder.command(number, frame)
-        if not self._workers[number].write(frame):
+    def _give(self, slot: Slot, kind: int, body: bytes, frame: bytes) -> None:
+        """A command for the worker, and until when it must be done. The loop never sleeps longer than any limit."""
+        worker = self._workers[slot.number]
+        if kind == protocol.STEP:
+            repeat = repeat_of(body)
+            worker.begin(kind, self._step_limit[slot.env].seconds * repeat, repeat)
+        else:
+            rebuild = self.limits.start if worker.rebuilds else 0.0
+            worker.begin(kind, self._reset_limit[slot.env].seconds + rebuild)
+        self._recorder.command(slot.number, frame)
+        if not worker.write(frame):
             self._bell.ring()  # the loop writes the rest as the pipe drains
 
     def _deliver(self, slot: Slot, reply: Reply | None) -> None:
@@ -371,15 +468,26 @@ class Supervisor:
             worker.watched.unregister(worker.stdout)
             worker.watched = None
 
+    def _change(self, slot: Slot) -> None:
+        """The slot has got another environment, and now gets a worker for it."""
+        worker = self._workers.get(slot.number)
+        if worker is not None:
+            self._dismiss(worker)
+            slot.died("slot %d changes to %s" % (slot.number, slot.env), wanted=True)
+            self._adopt(slot)
+
     def _free(self, lease: Lease, reason: str) -> None:
         del self._leases[lease.token]
-        for number in lease.slots:
+        self._free_slots(lease.slots, reason)
+        lease.bell.ring()
+
+    def _free_slots(self, numbers: list[int], reason: str) -> None:
+        for number in numbers:
             self.slots[number].free()
             self._watch(self.slots[number])
-        lease.bell.ring()
-        log.info("slots %s are free: %s", lease.slots, reason)
+        log.info("slots %s are free: %s", numbers, reason)
 
-    # The loop: the only thread that starts, reads and ends workers (but for `stop`, after the loop).
+    # The loop: the only thread that starts and buries workers and enforces limits (but for `stop`, after the loop).
 
     def _run(self) -> None:
         try:
@@ -392,6 +500,8 @@ class Supervisor:
         while not self._stopping:
             with self._lock:
                 pause = self._tend()
+            # What takes its time is done without the lock.
+            pause = min(pause, self._weigh(), self._bury())
             for key, _ in self._selector.select(pause):
                 if key.data is None:
                     self._bell.hush()
@@ -400,39 +510,236 @@ class Supervisor:
                     self._attend(*key.data)
 
     def _tend(self) -> float:
-        """Starts workers, frees leases whose time has come, watches full pipes; returns seconds until the next."""
+        """Whatever is due: leases, limits, workers to start, full pipes. Returns seconds until the next.
+
+        A command that is given meanwhile need not wake the loop: it sleeps no longer than the shortest limit there is.
+        """
         now = time.monotonic()
         for lease in list(self._leases.values()):
             if lease.expires and now - lease.seen > LEASE_LIMIT:
                 self._free(lease, "their host did not call for %g s" % LEASE_LIMIT)
+        due = [1.0, self.limits.shortest]
+        for worker in self._everyone():
+            if worker.deadline <= now:
+                self._overdue(worker, now)
+            if worker.doom is not None and worker.pidfd is None:
+                self._attend(worker, "exit")  # nothing else tells it here
+                due.append(REAP_EVERY)
+            due.append(worker.deadline - now)
+        due += [self._fill_slots(now), self._fill_stock(now)]
+        for worker in self._workers.values():
+            self._watch_writing(worker)
+        return max(0.0, min(due))
+
+    def _overdue(self, worker: WorkerProcess, now: float) -> None:
+        """A worker's time is up: asks it where it is, and ends it at the second call."""
+        if worker.doom is not None:
+            self._end(worker, *worker.doom)
+            return
+        received = -1
+        while worker.received > received and self._is_here(worker) and worker.doom is None:
+            received = worker.received  # its answer may be in the pipe, and its holder slow to take it
+            self._attend(worker, "replies")
+            if worker.deadline > now:
+                self._ring(worker)
+                return
+        if worker.doom is not None or not self._is_here(worker):
+            return
+        kind, seconds, repeat = worker.at
+        if worker.in_the_middle and not worker.extended:
+            worker.extended, worker.deadline = True, now + REST_OF_FRAME
+            return
+        state = tree.state(worker.pid)
+        why = self._too_long(worker, kind, seconds, repeat, state)
+        if state == psutil.STATUS_STOPPED:
+            self._end(worker, why + worker.evidence(), "timed out")
+            return
+        self._doom(worker, why, "timed out", TRACE_TIME)
+        worker.ask_for_trace()
+
+    def _doom(self, worker: WorkerProcess, why: str | None, bucket: str, seconds: float) -> None:
+        """It ends at once or is killed after so many seconds; nothing that it says counts any more."""
+        self._unwatch(worker)
+        worker.doom, worker.deadline = (why, bucket), time.monotonic() + seconds
+        self._bell.ring()
+
+    def _too_long(self, worker: WorkerProcess, kind: int, seconds: float, repeat: int, state: str) -> str:
+        if kind == protocol.CONSTRUCT:
+            return "%s %s" % (worker.env, self._not_built(seconds))
+        assert worker.slot is not None
+        step = kind == protocol.STEP
+        limit = (self._step_limit if step else self._reset_limit)[worker.env]
+        limit.saw(seconds / repeat)
+        command = "step %d" % (self.slots[worker.slot].steps + 1) if step else "a reset"
+        if repeat > 1:
+            command += ", %d times the same action," % repeat
+        return "%s: %s did not end within %g s (%s; %s gives another limit); the process was %s" % (
+            worker.name(),
+            command,
+            seconds,
+            limit.origin(),
+            "--step-timeout" if step else "--reset-timeout",
+            state,
+        )
+
+    def _not_built(self, limit: float) -> str:
+        return (
+            "was not built within %g s: its constructor hangs, or needs more time\n"
+            "  now: give it more with --start-timeout SECONDS, or see %s" % (limit, self.log_dir)
+        )
+
+    def _weigh(self) -> float:
+        """Ends workers over the cap on memory. Returns seconds until it is to be looked at again."""
+        now = time.monotonic()
+        if self.limits.memory is None:
+            return FOREVER
+        if now >= self._next_weighing:
+            self._next_weighing = now + WEIGH_EVERY
+            with self._lock:
+                workers = self._everyone()
+            for worker in workers:
+                worker.memory = tree.resident(worker.pid)
+                if worker.memory > self.limits.memory:
+                    with self._lock:
+                        self._over_cap(worker)
+        return self._next_weighing - now
+
+    def _over_cap(self, worker: WorkerProcess) -> None:
+        assert self.limits.memory is not None
+        if self._is_here(worker) and worker.doom is None:
+            said = (in_words(worker.memory), in_words(self.limits.memory))
+            why = "%s held %s of memory, more than --memory %s" % (worker.name(), *said)
+            self._end(worker, why + worker.evidence(), "crashed")
+
+    def _bury(self) -> float:
+        """Collects ended processes, and what they left behind. Returns seconds until it is to be looked at again."""
+        now = time.monotonic()
+        with self._lock:
+            leaving, self._leaving = self._leaving, []
+        for worker in leaving:
+            if worker.leave_by and (now >= worker.leave_by or worker.has_ended()):
+                worker.leave_by = 0.0
+                worker.kill()
+            if worker.is_gone():
+                self._to_sweep.add(worker.mark)
+            else:
+                self._leaving.append(worker)
+        if self._to_sweep and now >= self._next_sweep:
+            marks, self._to_sweep, self._next_sweep = self._to_sweep, set(), now + SWEEP_EVERY
+            left = tree.sweep(marks)
+            if left:
+                log.info("ended what a worker had left behind: %s", ", ".join("pid %d" % pid for pid in left))
+        if self._leaving:
+            return REAP_EVERY
+        return self._next_sweep - now if self._to_sweep else FOREVER
+
+    # Workers for slots, and in stock.
+
+    def _fill_slots(self, now: float) -> float:
+        """Gives each empty slot a worker whose time has come; returns seconds until the next."""
+        wait = FOREVER
         first = {env: min(s.number for s in self.slots if s.env == env) for env in {s.env for s in self.slots}}
-        due = [1.0]
         for slot in self.slots:
             if slot.number in self._workers or self._stopping:
                 continue
             if slot.env not in self.ready and slot.number != first[slot.env]:
                 continue  # one worker tries first: a wrong name then fails once, not once a slot
-            if now >= self._not_before[slot.number]:
+            if now < self._not_before[slot.number]:
+                wait = min(wait, self._not_before[slot.number] - now)
+            elif not self._adopt(slot):
                 self._start_worker(slot)
-            else:
-                due.append(self._not_before[slot.number] - now)
-        for worker in self._workers.values():
-            self._watch_writing(worker)
-        return max(0.0, min(due))
+        return wait
 
     def _start_worker(self, slot: Slot) -> None:
-        path = self.log_dir / ("slot-%d.log" % slot.number)
         try:
-            worker = WorkerProcess(self.python, self.catalog.order(slot.env), slot.number, path)
+            worker = self._new_worker(slot.env, slot.number, self.log_dir / ("slot-%d.log" % slot.number))
         except OSError as error:
             slot.state = State.STARTING
             self._buried(slot, "%s does not start: %s" % (self.python, error))
             return
-        self._workers[slot.number] = worker
-        slot.started(worker.pid)
-        self._watch(slot)
+        self._install(slot, worker)
+
+    def _new_worker(self, env: str, slot: int | None, path: Path) -> WorkerProcess:
+        worker = WorkerProcess(self.python, env, self.catalog.order(env), slot, path)
+        worker.begin(protocol.CONSTRUCT, self.limits.start)
         if worker.pidfd is not None:
             self._selector.register(worker.pidfd, selectors.EVENT_READ, (worker, "exit"))
+        return worker
+
+    def _install(self, slot: Slot, worker: WorkerProcess) -> None:
+        worker.slot = slot.number
+        self._workers[slot.number] = worker
+        self._pace[slot.number] = Pace()
+        self._recorder.started(slot.number)
+        slot.started(worker.pid)
+        if worker.ready is not None:
+            self._stands(slot, worker)
+        else:
+            self._watch(slot)
+
+    def _adopt(self, slot: Slot) -> bool:
+        """Gives an empty slot a worker from stock, if there is one; it may be still at its construction."""
+        stock = self._stock.get(slot.env)
+        if not stock or self._stopping or time.monotonic() < self._not_before[slot.number]:
+            return False
+        worker = stock.pop(0)
+        log.info("slot %d takes over %s, whose log is %s", slot.number, worker.name(), worker.log)
+        self._install(slot, worker)
+        self._bell.ring()  # for a new one in stock
+        return True
+
+    def _fill_stock(self, now: float) -> float:
+        """Starts a spare where one is missing and no slot waits for a worker; returns seconds until the next."""
+        wait = FOREVER
+        busy = {slot.env for slot in self.slots if slot.state is State.STARTING}
+        for env, stock in self._stock.items():
+            if self._stopping or len(stock) >= self.spares or env not in self.ready or env in busy:
+                continue
+            if now < self._spare_not_before[env]:
+                wait = min(wait, self._spare_not_before[env] - now)
+                continue
+            try:
+                worker = self._new_worker(env, None, self._spare_log())
+            except OSError as error:
+                self._spare_failed(env, "%s does not start: %s" % (self.python, error))
+                continue
+            stock.append(worker)
+            self._selector.register(worker.stdout, selectors.EVENT_READ, (worker, "replies"))
+            worker.watched = self._selector
+        return wait
+
+    def _spare_log(self) -> Path:
+        """A log that no living worker writes to; a spare keeps it when a slot takes it over."""
+        used = {worker.log for worker in [*self._everyone(), *self._leaving]}
+        names = (self.log_dir / ("spare-%d.log" % number) for number in itertools.count())
+        return next(name for name in names if name not in used)
+
+    def _spare_failed(self, env: str, why: str) -> None:
+        self._spare_failures[env] += 1
+        pause = rules.back_off(self._spare_failures[env])
+        self._spare_not_before[env] = time.monotonic() + pause
+        log.warning("%s; next try for a spare in %g s", why, pause)
+        self._bell.ring()
+
+    def _decide_spares(self) -> None:
+        """How many spares there are to be, once a worker of each environment stands and can be measured."""
+        with self._lock:
+            needs = self._fresh_memory
+            missing = sum(needs.get(s.env, 0) for s in self.slots if s.state in (State.EMPTY, State.STARTING))
+            available = tree.free_memory()[1]
+            if self.limits.spares is None:
+                self.spares = rules.spares_that_fit(needs, missing, available)
+            taken = "%s a worker, %s free" % (
+                ", ".join("%s takes %s" % (env, in_words(size)) for env, size in needs.items()),
+                in_words(available),
+            )
+            why = "as --spares says" if self.limits.spares is not None else taken
+            self.about_spares = "%d spare worker%s for each environment (%s)" % (
+                self.spares,
+                "" if self.spares == 1 else "s",
+                why,
+            )
+        self._bell.ring()
 
     def _watch_writing(self, worker: WorkerProcess) -> None:
         waiting = not worker.flush()
@@ -442,71 +749,198 @@ class Supervisor:
         elif watched and not waiting:
             self._selector.unregister(worker.stdin)
 
+    # What a worker says, and its end. By the loop, or by a call of the slot's holder.
+
+    def _everyone(self) -> list[WorkerProcess]:
+        """The workers in slots and in stock."""
+        return [*self._workers.values(), *itertools.chain.from_iterable(self._stock.values())]
+
+    def _is_here(self, worker: WorkerProcess) -> bool:
+        if worker.slot is None:
+            return worker in self._stock.get(worker.env, ())
+        return self._workers.get(worker.slot) is worker
+
     def _attend(self, worker: WorkerProcess, what: str) -> None:
-        if self._workers.get(worker.slot) is not worker:
+        if not self._is_here(worker):
             return  # it was ended while this event waited
         if what == "room":
             self._watch_writing(worker)
             return
+        if worker.doom is not None:
+            if worker.has_ended():
+                self._end(worker, *worker.doom)
+            return
+        received = worker.received
         try:
             frames = worker.read()
         except protocol.FrameError as error:
-            self._end_worker(worker.slot, "slot %d wrote something else into its pipe: %s" % (worker.slot, error))
+            self._end(worker, "%s wrote something else into its pipe: %s" % (worker.name(), error), "crashed")
             return
         for kind, flags, ticket, body in frames or []:
-            self._reply(self.slots[worker.slot], worker, kind, flags, ticket, body)
-        if frames is None or (what == "exit" and not frames):
-            self._end_worker(worker.slot, None)
+            if self._is_here(worker):  # one that was recycled at its episode's end has nothing more to say
+                self._said(worker, kind, flags, ticket, body)
+        if frames is None or (what == "exit" and worker.received == received):
+            if worker.has_ended():
+                self._end(worker, None, "crashed")
+            else:
+                self._doom(worker, None, "crashed", LAST_WORDS)  # its pipe is closed, it is about to end
 
-    def _reply(self, slot: Slot, worker: WorkerProcess, kind: int, flags: int, ticket: int, body: bytes) -> None:
-        self._recorder.answered[slot.number] = ticket
-        if kind == protocol.READY:
-            self.ready.setdefault(slot.env, body)
-            for frame in slot.constructed():
-                self._write(slot.number, frame)
-            self._watch(slot)
-            self._changed.notify_all()
-            log.info("slot %d: %s is ready (pid %d)", slot.number, slot.env, worker.pid)
-        elif slot.state is State.STARTING:
-            if kind == protocol.FAULT:
-                fault = codec.decode(body)
-                worker.fault = "%s: %s" % (fault["type"], fault["text"])
-                if fault.get("traceback") and fault["type"] != "NoSuchEnvironment":
-                    worker.fault += "\n" + fault["traceback"].rstrip()
-        else:
+    def _said(self, worker: WorkerProcess, kind: int, flags: int, ticket: int, body: bytes) -> None:
+        if not worker.is_asked:
+            self._end(worker, "%s answered what nobody had asked" % worker.name() + worker.evidence(), "crashed")
+            return
+        due, _, repeat = worker.done()
+        if due == protocol.CONSTRUCT:
+            if kind == protocol.READY:
+                worker.ready, worker.stood = body, time.monotonic()
+                if worker.env not in self.ready:
+                    self._fresh_memory[worker.env] = worker.rss() or 0
+                    self.ready[worker.env] = body
+                if worker.slot is not None:
+                    self._stands(self.slots[worker.slot], worker)
+                else:
+                    self._spare_failures[worker.env] = 0
+                    log.info("%s stands by", worker.name())
+            elif kind == protocol.FAULT:
+                worker.fault = _words(codec.decode(body))
+            return
+        if worker.slot is not None:
+            slot = self.slots[worker.slot]
+            self._recorder.answered[slot.number] = ticket
             if kind == protocol.FAULT:
                 body = self._recorder.faulted(slot, worker, ticket, body, self.catalog.order(slot.env))
-            self._deliver(slot, slot.replied(kind, flags, ticket, body))
+            reply = slot.replied(kind, flags, ticket, body)
+            self._deliver(slot, reply)
+            self._measure(slot, worker, kind, flags, seconds_of(body) / repeat)
 
-    def _end_worker(self, number: int, why: str | None, wanted: bool = False) -> None:
-        """Ends what is left of a worker, and tells its slot; `why` is None when it ended by itself."""
-        worker = self._workers.pop(number, None)
-        if worker is None:
-            return
+    def _stands(self, slot: Slot, worker: WorkerProcess) -> None:
+        held = slot.held_body
+        for frame in slot.constructed():
+            self._give(slot, protocol.RESET, held, frame)
+        self._watch(slot)
+        self._changed.notify_all()
+        log.info(
+            "slot %d: %s is ready (pid %d, built in %.2f s)",
+            slot.number,
+            slot.env,
+            worker.pid,
+            worker.stood - worker.began,
+        )
+
+    def _measure(self, slot: Slot, worker: WorkerProcess, kind: int, flags: int, seconds: float) -> None:
+        """Learns from what a command took, and replaces the worker if it has served its time."""
+        if kind == protocol.TRANSITION:
+            self._step_limit[slot.env].saw(seconds)
+            self._pace[slot.number].step(seconds)
+        elif kind == protocol.OBSERVATION:
+            worker.rebuilds = False
+            self._reset_limit[slot.env].saw(seconds)
+        else:
+            worker.rebuilds = True  # after a fault the next reset builds the environment anew
+        if slot.state is State.IDLE:
+            reason = self._why_recycle(slot, worker, bool(flags))
+            if reason is not None:
+                self._recycle(slot, reason)
+
+    def _why_recycle(self, slot: Slot, worker: WorkerProcess, over: bool) -> str | None:
+        limits = self.limits
+        if limits.recycle_memory is not None or limits.memory_share is not None:
+            now = time.monotonic()
+            if limits.recycle_memory is not None or not worker.memory_when_fresh or now >= worker.weigh_at:
+                worker.memory, worker.weigh_at = tree.resident(worker.pid), now + WEIGH_EVERY
+            worker.memory_when_fresh = worker.memory_when_fresh or worker.memory
+        slow = over and self._pace[slot.number].episode_over()
+        return rules.why_recycle(limits, slot.episodes, slot.steps, worker.memory, worker.memory_when_fresh, slow)
+
+    def _recycle(self, slot: Slot, reason: str) -> None:
+        worker = self._workers[slot.number]
+        log.info(
+            "%s is replaced (%s) after %d episodes and %d steps, with %s",
+            worker.name(),
+            reason,
+            slot.episodes,
+            slot.steps,
+            in_words(worker.memory or worker.rss() or 0),
+        )
+        self._dismiss(worker)
+        slot.recycle(reason)
+        if not self._adopt(slot):
+            self._bell.ring()
+
+    def _dismiss(self, worker: WorkerProcess) -> None:
+        """Lets a worker that is wanted no more close by itself; its slot does not wait for it."""
+        self._forget(worker)
+        worker.ask_to_end()
+        worker.leave_by = time.monotonic() + LEAVE_LIMIT
+        self._leaving.append(worker)
+
+    def _forget(self, worker: WorkerProcess) -> None:
+        if worker.slot is None:
+            self._stock[worker.env].remove(worker)
+        else:
+            del self._workers[worker.slot]
         self._unwatch(worker)
         for watched in (worker.stdin, worker.pidfd):
             if watched is not None and watched in self._selector.get_map():
                 self._selector.unregister(watched)
-        slot, obituary = self.slots[number], worker.end(0.3 if why is None else 0.0)
-        box = ""
-        if not wanted and slot.env in self.ready:  # before that, the environment never stood
-            order = self.catalog.order(slot.env)
-            box = self._recorder.ended(slot, worker, why or obituary, order, by_farm=why is not None)
-        self._buried(slot, why or obituary, wanted, box)
 
-    def _buried(self, slot: Slot, why: str, wanted: bool = False, box: str = "") -> None:
+    def _end(self, worker: WorkerProcess, why: str | None, bucket: str, by_hand: bool = False) -> None:
+        """Ends what is left of a worker, and tells its slot; `why` is None when it ended by itself."""
+        if not self._is_here(worker):
+            return
+        self._forget(worker)
+        if worker.doom is not None and why is not None:
+            why += worker.evidence(lines=16)  # the trace it was asked for
+        obituary = worker.kill()
+        self._leaving.append(worker)
+        if worker.slot is not None:
+            slot = self.slots[worker.slot]
+            lived = FOREVER if by_hand else time.monotonic() - worker.stood
+            box = ""
+            if slot.env in self.ready and not by_hand:  # before that, the environment never stood
+                order = self.catalog.order(slot.env)
+                box = self._recorder.ended(slot, worker, why or obituary, order, bucket, by_farm=why is not None)
+            self._buried(slot, why or obituary, bucket, lived, box)
+        elif worker.ready is None:
+            self._spare_failed(worker.env, why or obituary)
+        else:
+            log.warning("%s; a new one is started", why or obituary)
+            self._bell.ring()
+
+    def _buried(self, slot: Slot, why: str, bucket: str = "crashed", lived: float = 0.0, box: str = "") -> None:
         made = slot.steps
-        why = (why if slot.state is State.STARTING else "%s (after %d steps)" % (why, made)) + box
-        reply = slot.died(why, wanted)
-        pause = BACK_OFF[min(slot.failures, len(BACK_OFF)) - 1] if slot.failures else 0.0
+        starting = slot.state is State.STARTING
+        reply = slot.died((why if starting else "%s (after %d steps)" % (why, made)) + box, bucket, lived=lived)
+        pause = rules.back_off(slot.failed)
         self._not_before[slot.number] = time.monotonic() + pause
         self._deliver(slot, reply)
+        self._adopt(slot)
         if slot.lease in self._leases:
             self._leases[slot.lease].bell.ring()
         self._bell.ring()
         self._changed.notify_all()
         if not self._stopping and slot.env in self.ready:  # before that, `start` raises it
-            log.warning("%s%s", why, "; next try in %g s" % pause if pause else "; a new one is started")
+            first, newline, rest = why.partition("\n")
+            log.warning("%s; %s%s", first, _what_next(slot, pause), newline + rest)
+
+    def _ring(self, worker: WorkerProcess) -> None:
+        if worker.slot is not None:
+            lease = self._leases.get(self.slots[worker.slot].lease or "")
+            if lease is not None:
+                lease.bell.ring()
+
+
+def _words(fault: dict[str, Any]) -> str:
+    words = "%s: %s" % (fault["type"], fault["text"])
+    if fault.get("traceback") and fault["type"] != "NoSuchEnvironment":
+        words += "\n" + fault["traceback"].rstrip()
+    return words
+
+
+def _what_next(slot: Slot, pause: float) -> str:
+    if pause:
+        return "slot %d is in quarantine, next try in %g s" % (slot.number, pause)
+    return "a spare takes its place" if slot.pid is not None else "a new one is started"
 
 
 def check_python(python: str, limit: float = 30.0) -> str:

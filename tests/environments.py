@@ -6,7 +6,10 @@ Runs on Python 2.7 to 3.13 with numpy alone: the spaces are look-alikes, known b
 """
 
 import collections
+import ctypes
 import os
+import signal
+import struct
 import subprocess
 import sys
 import time
@@ -67,7 +70,7 @@ class CountingEnv(object):
         self.log = log
         self.close_takes = close_takes
         self.spec = Spec("Counting", length)
-        self.observation_space = Box(np.zeros(3), np.full(3, np.inf), dtype="float32")
+        self.observation_space = Box([0.0, 0.0, -1.0], np.full(3, np.inf), dtype="float32")
         self.action_space = Box([-1.0], [1.0], dtype="float32")
         self.episode = 0
         self.steps = 0
@@ -254,3 +257,140 @@ class OddInfoEnv(CountingEnv):
         observation, reward, terminated, truncated, info = CountingEnv.step(self, action)
         info["handle"] = {"deep": [1, Handle()]}
         return observation, reward, terminated, truncated, info
+
+
+class UnsoundEnv(CountingEnv):
+    """What no replay could bear: over 0.2 the observation is too short, over 0.4 it is NaN, over 0.6 the reward is."""
+
+    def step(self, action):
+        asked = float(np.asarray(action).reshape(-1)[0])
+        observation, reward, terminated, truncated, info = CountingEnv.step(self, action)
+        if asked > 0.6:
+            return observation, float("nan"), terminated, truncated, info
+        if asked > 0.4:
+            return observation * np.float32("nan"), reward, terminated, truncated, info
+        if asked > 0.2:
+            return observation[:2], reward, terminated, truncated, info
+        return observation, reward, terminated, truncated, info
+
+
+def hang(how):
+    """Never comes back: in a loop of Python, asleep, blocked in C with the interpreter's lock held, or stopped."""
+    if how == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif how == "in C":
+        ctypes.PyDLL(None).pause()  # PyDLL keeps the lock, as an extension that blocks does
+    while True:
+        if how == "asleep":
+            time.sleep(600)
+
+
+class HangingEnv(CountingEnv):
+    """Hangs in the step whose action is over 0.5, in the reset whose options say so, in the constructor if `trap` is
+    a file that exists."""
+
+    def __init__(self, length=1000, how="asleep", trap=None, takes=0.0):
+        CountingEnv.__init__(self, length)
+        self.how = how
+        time.sleep(takes)
+        if trap and os.path.exists(trap):
+            hang(how)
+
+    def reset(self, seed=None, options=None):
+        if options and options.get("hang"):
+            hang(self.how)
+        return CountingEnv.reset(self, seed, options)
+
+    def step(self, action):
+        if float(np.asarray(action).reshape(-1)[0]) > 0.5:
+            hang(self.how)
+        return CountingEnv.step(self, action)
+
+
+class LeakingEnv(CountingEnv):
+    """Keeps `leak` MB more at each step, itself or in a child process."""
+
+    def __init__(self, length=10, leak=1.0, child=False):
+        CountingEnv.__init__(self, length)
+        self.leak = leak
+        self.kept = []
+        code = "import time; kept = b'x' * int(%d * 2 ** 20); time.sleep(600)" % leak
+        self.command = [sys.executable, "-c", code] if child else None
+
+    def step(self, action):
+        if self.command:
+            self.kept.append(subprocess.Popen(self.command))
+        else:
+            self.kept.append(b"x" * int(self.leak * 2**20))
+        return CountingEnv.step(self, action)
+
+
+class SlowingEnv(CountingEnv):
+    """Each step takes `first` seconds, and after `fresh` steps three times that."""
+
+    def __init__(self, length=100, first=0.002, fresh=350):
+        CountingEnv.__init__(self, length)
+        self.first = first
+        self.fresh = fresh
+        self.made = 0
+
+    def step(self, action):
+        self.made += 1
+        time.sleep(self.first if self.made <= self.fresh else 3 * self.first)
+        return CountingEnv.step(self, action)
+
+
+class DyingEnv(CountingEnv):
+    """Ends its process at the construction (if the file `trap` exists), in a reset, or at the step number `at`."""
+
+    def __init__(self, at=1, trap=None, takes=0.0, length=1000):
+        CountingEnv.__init__(self, length)
+        self.at = at
+        time.sleep(takes)
+        if trap and os.path.exists(trap):
+            os._exit(7)
+
+    def reset(self, seed=None, options=None):
+        if self.at == "reset":
+            os._exit(8)
+        return CountingEnv.reset(self, seed, options)
+
+    def step(self, action):
+        if self.steps + 1 == self.at:
+            os._exit(9)
+        return CountingEnv.step(self, action)
+
+
+class ParentEnv(CountingEnv):
+    """Has a child in a session of its own, and one that has lost its parent; writes their pids to a file.
+
+    Hangs in the step whose action is over 0.5.
+    """
+
+    def __init__(self, pids, length=1000):
+        CountingEnv.__init__(self, length)
+        code = "import os, time; os.setsid(); time.sleep(600)"
+        child = subprocess.Popen([sys.executable, "-c", code])
+        code = "import os, subprocess, sys; os.setsid(); print(subprocess.Popen(['sleep', '600'], stdout=2).pid)"
+        orphan = subprocess.check_output([sys.executable, "-c", code])
+        with open(pids, "a") as file:
+            file.write("%d %d\n" % (child.pid, int(orphan)))
+
+    def step(self, action):
+        if float(np.asarray(action).reshape(-1)[0]) > 0.5:
+            hang("asleep")
+        return CountingEnv.step(self, action)
+
+
+class AnsweringEnv(CountingEnv):
+    """Writes a reply into the farm's pipe that nobody has asked for, at the step whose action is over 0.5."""
+
+    def step(self, action):
+        if float(np.asarray(action).reshape(-1)[0]) > 0.5:
+            for fd in range(3, 20):
+                try:
+                    os.write(fd, struct.pack("!BBQI", 13, 0, 7, 0) * 2)
+                except OSError:
+                    pass
+            hang("asleep")
+        return CountingEnv.step(self, action)

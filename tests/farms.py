@@ -22,6 +22,7 @@ import Pyro4
 from helpers import poll_until
 
 from farmer import Farmer, RemoteEnv
+from farmer.connection import open_object
 from farmhand.catalog import Catalog
 from farmhand.service import FarmDaemon
 from farmhand.supervisor import Supervisor
@@ -35,15 +36,23 @@ STOP_LIMIT = 5.0  # what a farm promises
 
 
 def farm_command(*env: str, slots: int = 2, port: int = 0, script: pathlib.Path = ROOT / "farm.py") -> list[str]:
-    """The command line of a farm."""
-    return [sys.executable, str(script), *env, "--slots", str(slots), "--port", str(port)]
+    """The command line of a farm; without spares, which tests that count workers would have to know of."""
+    return [sys.executable, str(script), *env, "--slots", str(slots), "--port", str(port), "--spares", "0"]
 
 
 class FarmProcess:
     """A farm.py that runs beside this process; its output goes to files, so that no pipe can fill."""
 
-    def __init__(self, command: Sequence[str], folder: pathlib.Path, cwd: pathlib.Path = TESTS, stdin: Any = None):
+    def __init__(
+        self,
+        command: Sequence[str],
+        folder: pathlib.Path,
+        cwd: pathlib.Path = TESTS,
+        stdin: Any = None,
+        key_file: pathlib.Path | None = None,
+    ):
         self.folder = folder
+        self.key_file = key_file
         self.port = 0
         self._out, self._err = folder / "stdout.txt", folder / "stderr.txt"
         with open(self._out, "wb") as out, open(self._err, "wb") as err:
@@ -68,7 +77,9 @@ class FarmProcess:
     def wait_until_idle(self) -> None:
         """Until every slot has a worker whose environment stands."""
         poll_until(
-            lambda: all(row["state"] not in ("empty", "starting") for row in self.status()), START_LIMIT, "all slots"
+            lambda: all(row["state"] not in ("empty", "starting", "quarantined") for row in self.status()),
+            START_LIMIT,
+            "all slots",
         )
 
     @property
@@ -89,11 +100,11 @@ class FarmProcess:
 
     def status(self) -> list[dict[str, Any]]:
         """A row for each slot, asked of the farm."""
-        return ask_farm(self.address, "status")
+        return ask_farm(self.address, "status", key_file=self.key_file)
 
     def describe(self) -> dict[str, Any]:
         """What it offers, asked of the farm."""
-        return ask_farm(self.address, "describe")
+        return ask_farm(self.address, "describe", key_file=self.key_file)
 
     def workers(self) -> list[int]:
         """The process ids of its workers, by slot."""
@@ -121,10 +132,10 @@ class FarmProcess:
         assert code == 0, f"exit code {code}: {self.log()}"
 
 
-def ask_farm(address: str, verb: str, *args: Any) -> Any:
-    """One call to a farm, with Pyro4 alone."""
+def ask_farm(address: str, verb: str, *args: Any, key_file: pathlib.Path | None = None) -> Any:
+    """One call to a farm, with Pyro4 alone where it has no key."""
     Pyro4.config.SERIALIZER = "msgpack"
-    with Pyro4.Proxy(f"PYRO:farm@{address}") as proxy:
+    with open_object("farm", address, key_file) if key_file else Pyro4.Proxy(f"PYRO:farm@{address}") as proxy:
         proxy._pyroTimeout = 10.0
         return proxy._pyroInvoke(verb, args, {})
 
@@ -155,6 +166,7 @@ def running_farm(
     log_dir: pathlib.Path | None = None,
     extra: Sequence[str] = (),
     stdin: Any = None,
+    key_file: pathlib.Path | None = None,
 ) -> Iterator[FarmProcess]:
     """A farm whose slots all stand; ended by SIGTERM, which must give exit code 0 within 5 s."""
     with tempfile.TemporaryDirectory(prefix="farm") as folder:
@@ -164,7 +176,9 @@ def running_farm(
             command += ["--python", python]
         if kwargs is not None:
             command += ["--env-kwargs", json.dumps(kwargs)]
-        farm = FarmProcess(command, pathlib.Path(folder), stdin=stdin)
+        if key_file is not None:
+            command += ["--key-file", str(key_file)]
+        farm = FarmProcess(command, pathlib.Path(folder), stdin=stdin, key_file=key_file)
         try:
             farm.wait_until_offered()
             yield farm
@@ -179,14 +193,16 @@ def running_farm(
 
 
 @contextlib.contextmanager
-def farm_here(factory: str, kwargs: dict[str, Any] | None = None, slots: int = 1) -> Iterator[str]:
+def farm_here(
+    factory: str, kwargs: dict[str, Any] | None = None, slots: int = 1, key: bytes | None = None
+) -> Iterator[str]:
     """A farm inside this process, over a real daemon and real workers; gives its address.
 
     It starts in a third of the time of a farm.py, so that each test can have its own.
     """
     name = factory if factory.endswith("-v1") or factory in RECIPES else f"environments:{factory}"
     with tempfile.TemporaryDirectory(prefix="farm") as folder:
-        daemon = FarmDaemon("127.0.0.1", 0)
+        daemon = FarmDaemon("127.0.0.1", 0, key)
         supervisor = Supervisor(Catalog([name], kwargs or {}, str(TESTS)), slots, sys.executable, folder)
         serving = threading.Thread(target=daemon.requestLoop, name="test daemon", daemon=True)
         try:

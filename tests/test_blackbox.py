@@ -126,6 +126,7 @@ def test_a_bad_end_is_told_with_its_black_box_and_comes_again(tmp_path, fault, s
     assert (about["env"], about["slot"], about["seed"], about["step"]) == ("faulty", 0, 17, 3)
     assert about["options"] == {"fault": fault, "at_step": 3}
     assert about["order"]["kwargs"] == {"who": 7}
+    assert (about["worker"]["numpy"], about["worker"]["api"]) == (np.__version__, "plain")
     assert (about["python"], about["under_way"], about["steps_lost"]) == (sys.executable, True, 0)
     actions = [codec.decode(frame[protocol.HEADER.size :])["action"] for frame in box.steps]
     np.testing.assert_array_equal(actions, [[0.0], [0.125], [0.25]])
@@ -186,7 +187,9 @@ def test_a_box_is_played_in_the_interpreter_it_names_or_in_another(tmp_path, ver
         path = box_named_in(lose_a_step(pool, fault="segfault", at_step=2))
     code, said = play(path)
     assert (code, f"Python {version}" in said) == (0, True), said
-    assert play(path, "--python", sys.executable)[0] == 0
+    assert "in the farm it was" not in said
+    code, said = play(path, "--python", sys.executable)
+    assert (code, f"in the farm it was Python {version}" in said) == (0, True), said
     code, said = play(path, "--python", str(tmp_path / "none"))
     assert (code, "does not start" in said) == (2, True), said
 
@@ -321,6 +324,25 @@ def slow_disk(supervisor):
         yield
     finally:
         gate.set()
+
+
+def test_the_folder_is_the_one_of_the_command_line(tmp_path):
+    folder = tmp_path / "boxes"
+    with (
+        running_farm("faulty", slots=1, extra=["--black-box", str(folder), "--check-bounds", "off"]) as farm,
+        Farmer("faulty", [(farm.address, 1)]) as pool,
+    ):
+        assert box_named_in(lose_a_step(pool, fault="nan")).parent == folder
+        poll_until(pool.vacant, 10.0, "the slot")
+        pool.reset([0], options={"fault": "out_of_bounds"})
+        pool.recv()
+        pool.send(np.full((1, 1), 7.0, "float32"), [0])
+        assert not pool.recv().lost[0], "neither the action nor the observation is in bounds, and nobody asks"
+    (tmp_path / "file").touch()
+    command = [sys.executable, str(ROOT / "farm.py"), "faulty", "--port", "0", "--black-box", str(tmp_path / "file")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "cannot make the folder for black boxes" in done.stderr
 
 
 # ---- files that are not whole ----

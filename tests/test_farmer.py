@@ -11,8 +11,9 @@ import time
 
 import numpy as np
 import pytest
-from farms import ROOT, TESTS, ask_farm, running_farm
+from farms import ROOT, TESTS, running_farm
 from helpers import poll_until
+from proxy import Proxy
 
 from farmer import Farmer, RemoteEnv
 from farmer import connection as connection_module
@@ -522,8 +523,7 @@ def test_a_farm_of_another_protocol_version_is_refused(tmp_path, farm):
         assert (free_slots(farm), free_slots(other)) == (4, 1)
 
 
-def test_the_others_are_used_when_a_farm_is_away_and_it_joins_when_it_comes(farm, caplog, monkeypatch):
-    monkeypatch.setattr("farmer.pool.RETRY", 0.5)
+def test_the_others_are_used_when_a_farm_is_away_and_it_joins_when_it_comes(farm, caplog):
     port = closed_port()
     with Farmer(COUNTING, [(farm.address, 2), (f"127.0.0.1:{port}", 2)]) as farmer:
         assert farmer.nb_slots == 2
@@ -534,9 +534,7 @@ def test_the_others_are_used_when_a_farm_is_away_and_it_joins_when_it_comes(farm
             assert len(started(farmer)) == 4
 
 
-def test_a_farm_that_is_killed_loses_its_rows_and_rejoins_on_the_same_port(farm, monkeypatch):
-    monkeypatch.setattr("farmer.pool.RETRY", 0.5)
-    monkeypatch.setattr("farmer.courier.RECOVER_LIMIT", 1.0)
+def test_a_farm_that_is_killed_loses_its_rows_and_rejoins_on_the_same_port(farm):
     with contextlib.ExitStack() as stack:
         other = stack.enter_context(running_farm(SLOW, COUNTING, slots=2))
         farmer = stack.enter_context(Farmer(COUNTING, [(farm.address, 2), (other.address, 2)]))
@@ -605,65 +603,6 @@ def test_the_slots_of_a_host_that_is_killed_are_free_again(slow_farm):
 # Broken connections.
 
 
-class Proxy:
-    """A TCP proxy before a farm that cuts every connection on command, or after the next bytes to the farm."""
-
-    def __init__(self, port):
-        self._target = port
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self._server.settimeout(0.1)
-        self.address = "127.0.0.1:%d" % self._server.getsockname()[1]
-        self.cut_after = None  # bytes that the next request must hold; its connection is cut once they are forwarded
-        self.cuts = 0
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
-        self._pairs = []
-
-    def _accept(self):
-        while not self._over.is_set():
-            with contextlib.suppress(TimeoutError):
-                near = self._server.accept()[0]
-                far = socket.create_connection(("127.0.0.1", self._target))
-                self._pairs.append((near, far))
-                for source, sink, forward in ((near, far, True), (far, near, False)):
-                    self._threads.append(threading.Thread(target=self._pump, args=(source, sink, forward)))
-                    self._threads[-1].start()
-
-    def _pump(self, source, sink, forward):
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                sink.sendall(data)
-                if forward and self.cut_after is not None and self.cut_after in data:
-                    self.cut_after = None
-                    self.cuts += 1
-                    # The host's end only: the farm does not notice, as with a cable that is pulled.
-                    source.shutdown(socket.SHUT_RDWR)
-                    return
-        if not forward or self._over.is_set():
-            with contextlib.suppress(OSError):
-                sink.shutdown(socket.SHUT_RDWR)
-
-    def cut(self):
-        self.cuts += 1
-        for near, _ in self._pairs:
-            with contextlib.suppress(OSError):
-                near.shutdown(socket.SHUT_RDWR)
-
-    def close(self):
-        self._over.set()
-        for pair in self._pairs:
-            for end in pair:
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(5)
-        for pair in self._pairs:
-            for end in pair:
-                end.close()
-        self._server.close()
-
-
 @pytest.fixture
 def proxy(slow_farm):
     proxy = Proxy(slow_farm.port)
@@ -700,47 +639,3 @@ def test_a_connection_that_breaks_while_results_are_waited_for_loses_nothing(slo
             assert [seen[slot].obs[1] for slot in slots] == [step] * 4
             assert not any(row.lost for row in seen.values())
         assert assert_ledgers_sum(farmer)["done"] == 12
-
-
-# The farmlist edited while farms run.
-
-
-def test_an_edited_farmlist_adds_and_removes_farms_and_a_broken_one_changes_nothing(farm, slow_farm, tmp_path):
-    path = tmp_path / "farmlist.py"
-    with running_farm(COUNTING, slots=2) as other:
-        path.write_text(f"farmlist_base = [({farm.address!r}, 2)]\n")
-        with Farmer(COUNTING, path) as farmer:
-            assert len(started(farmer)) == 2
-
-            path.write_text(f"farmlist_base = [({farm.address!r}, 2), ({other.address!r}, 2)]\n")
-            farmer.refarm()
-            poll_until(lambda: farmer.nb_slots == 4, 5, "the new farm")
-            assert farmer.vacant() == [2, 3], "running episodes go on"
-            farmer.reset([2, 3])
-            farmer.recv(min_ready=2)
-
-            path.write_text("farmlist_base = [('a', 2)\n")
-            before = farmer.status()
-            with pytest.raises(Exception, match="line 1"):
-                farmer.refarm()
-            assert farmer.status() == before
-
-            path.write_text(f"farmlist_base = [({other.address!r}, 2)]\n")
-            farmer.send(actions(4), range(4))
-            farmer.refarm()
-            assert farmer.nb_slots == 2
-            assert free_slots(farm) == 4, "the removed farm's slots are free"
-            rows = {}
-            while len(rows) < 4:
-                rows.update({row.slot: row for row in farmer.collect(timeout=5)})
-            assert [rows[slot].lost for slot in (2, 3)] == [False, False]
-
-            path.write_text(f"farmlist_base = [({other.address!r}, 1)]\n")
-            farmer.refarm()
-            poll_until(lambda: farmer.nb_slots == 1, 5, "the smaller share")
-            assert free_slots(other) == 1
-            assert sorted(row.slot for row in farmer.collect(timeout=5) if row.lost) == [2, 3]
-            slots = started(farmer)
-            farmer.send(actions(1), slots)
-            assert farmer.recv().obs[0, 1] == 1
-        assert ask_farm(other.address, "describe")["free"] == 2

@@ -152,3 +152,53 @@ def test_a_list_that_leaves_the_program_is_a_farmlist_error(written):
 
 def test_what_can_not_be_iterated_over_is_a_farmlist_error():
     assert "must be a list" in refused(None)
+
+
+@pytest.mark.parametrize(
+    ("address", "ssh", "port"),
+    [
+        ("ssh://gpu7", "gpu7", 20099),
+        ("ssh://user@gpu7", "user@gpu7", 20099),
+        ("ssh://user@gpu7:2222", "user@gpu7:2222", 20099),
+        ("ssh://user@gpu7:2222/20100", "user@gpu7:2222", 20100),
+        ("ssh://user@gpu7/20100", "user@gpu7", 20100),
+        ("ssh://first.last@[fe80::1]:22", "first.last@[fe80::1]:22", 20099),
+        (" ssh://192.168.1.33 ", "192.168.1.33", 20099),
+    ],
+)
+def test_an_ssh_address_is_a_login_and_maybe_the_farms_port(address, ssh, port):
+    (farm,) = load_farmlist([(address, 3)])
+    assert (farm.host, farm.port, farm.slots, farm.ssh) == ("127.0.0.1", port, 3, ssh)
+    assert load_farmlist([(str(farm), 3)]) == [farm]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "ssh://",
+        "ssh://-oProxyCommand=touch",
+        "ssh://user@-oProxyCommand=touch",
+        "ssh://-l@host",
+        "ssh://a b",
+        "ssh://host;touch",
+        "ssh://host$(touch)",
+        "ssh://host:0",
+        "ssh://host:99999",
+        "ssh://host:x",
+        "ssh://host/",
+        "ssh://host/x",
+        "ssh://host/0",
+        "ssh://host/1/2",
+        "ssh://user:password@host",
+        "ssh://ho\u0301st",
+    ],
+)
+def test_what_is_no_ssh_address_is_refused(address):
+    with pytest.raises(FarmlistError, match="is no address\n  wanted: 'ssh://user@host'"):
+        load_farmlist([(address, 1)])
+
+
+def test_the_same_farm_behind_two_machines_is_two_farms_and_behind_one_is_one():
+    assert len(load_farmlist([("ssh://a", 1), ("ssh://b", 1), ("127.0.0.1", 1)])) == 3
+    with pytest.raises(FarmlistError, match="ssh://a is there twice"):
+        load_farmlist([("ssh://a", 1), ("ssh://a/20099", 2)])

@@ -25,6 +25,7 @@ from interpreters import python_with_numpy
 from farmer.farmlist import load_farmlist
 from farmhand import slots
 from wire import protocol
+from wire.auth import load_key
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -202,9 +203,20 @@ def test_the_names_at_the_prompt_are_those_of_the_table():
 def test_the_farmlist_with_a_tunnel_loads(tmp_path):
     path = tmp_path / "farmlist.py"
     path.write_text(block("two farms"))
-    assert [str(farm) for farm in load_farmlist(path)] == ["127.0.0.1:20099", "127.0.0.1:20100"]
+    assert [str(farm) for farm in load_farmlist(path)] == ["127.0.0.1:20099", "ssh://user@192.168.1.33"]
+    assert [farm.slots for farm in load_farmlist(path)] == [4, 8]
     path.write_text(block("farmlist"))
     assert [farm.slots for farm in load_farmlist(path)] == [4]
+
+
+def test_a_key_is_made_as_the_readme_says(tmp_path):
+    (line,) = block("key").splitlines()
+    python, script, *rest = shlex.split(line)
+    assert (python, script) == ("python", "farm.py")
+    subprocess.run(
+        [sys.executable, str(ROOT / script), *rest], cwd=tmp_path, check=True, timeout=30, capture_output=True
+    )
+    assert len(load_key(tmp_path / "farm.key")) == 64
 
 
 # Simulators in other Pythons.
@@ -299,6 +311,6 @@ def test_the_architecture_names_files_commands_and_states_that_there_are():
     table = text.partition("## The protocol")[2].partition("## ")[0]
     assert set(re.findall(r"\b[A-Z]{3,}\b", table)) == {name.upper() for name in protocol.NAMES.values()}
 
-    diagram = re.search(r"    EMPTY -.*?state -+\+\n", text, re.DOTALL)[0]
+    diagram = re.search(r"    EMPTY -.*?\n\n", text, re.DOTALL)[0]
     assert diagram in slots.__doc__
     assert {state.name for state in slots.State} == set(re.findall(r"\b[A-Z]{4,}\b", diagram))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from farmhand.slots import Slot, State
+from farmhand.slots import BUCKETS, Slot, State
 from wire import codec, protocol
 
 RESET, STEP, ASK = protocol.RESET, protocol.STEP, protocol.ASK
@@ -261,3 +261,134 @@ def test_a_worker_that_is_ended_on_purpose_while_it_starts_is_no_failure():
     slot.started(101)
     (frame,) = slot.constructed()
     assert frame, "the reset waits for the new worker"
+
+
+# The ledger.
+
+
+def counted(slot):
+    """The buckets that are not 0; given is their sum and what is under way."""
+    kept = {bucket: count for bucket, count in slot.ledger.items() if count}
+    given = kept.pop("given", 0)
+    assert given == sum(kept.values()) + slot.under_way
+    assert set(kept) <= set(BUCKETS)
+    return kept
+
+
+ENDS = [
+    (lambda slot: slot.replied(TRANSITION, 0, slot._ticket, b""), "done"),
+    (lambda slot: slot.replied(FAULT, 0, slot._ticket, b""), "invalid"),
+    (lambda slot: slot.died("killed"), "crashed"),
+    (lambda slot: slot.died("too long", "timed out"), "timed out"),
+    (lambda slot: slot.free(), "abandoned"),
+    (lambda slot: slot.take("you"), "abandoned"),
+]
+
+
+@pytest.mark.parametrize(("end", "bucket"), ENDS)
+def test_a_step_ends_in_one_bucket(end, bucket):
+    slot = slot_in(State.STEPPING)
+    assert (counted(slot), slot.under_way) == ({}, 1)
+    end(slot)
+    assert (counted(slot), slot.under_way) == ({bucket: 1}, 0)
+    slot.replied(TRANSITION, 0, slot._ticket, b"late")
+    slot.died("and later the worker")
+    assert counted(slot) == {bucket: 1}
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not State.READY])
+def test_a_step_that_never_reaches_the_worker_is_counted_as_well(state):
+    slot = slot_in(state)
+    before = sum(counted(slot).values())
+    slot.command(STEP, 9, b"")
+    assert slot.ledger["crashed"] == 1
+    assert sum(counted(slot).values()) == before + 1
+
+
+@pytest.mark.parametrize("end", [end for end, _ in ENDS])
+def test_resets_are_no_steps(end):
+    slot = slot_in(State.RESETTING)
+    end(slot)
+    assert counted(slot) == {}
+
+
+def test_a_step_that_comes_twice_is_counted_once():
+    slot = slot_in(State.STEPPING)
+    slot.command(STEP, 2, b"")
+    slot.replied(TRANSITION, 0, 2, b"result")
+    slot.command(ASK, 2, b"")
+    slot.command(STEP, 2, b"")
+    assert counted(slot) == {"done": 1}
+
+
+def test_a_loss_says_its_bucket():
+    slot = slot_in(State.STEPPING)
+    assert codec.decode(slot.died("too long", "timed out").body) == {"text": "too long", "bucket": "timed out"}
+    assert codec.decode(slot.command(STEP, 3, b"")[1].body)["bucket"] == "crashed", "that one never began"
+
+
+# Replacement, and quarantine.
+
+
+def test_a_worker_that_is_replaced_between_two_episodes_is_no_loss():
+    slot = slot_in(State.STEPPING)
+    slot.replied(TRANSITION, protocol.TERMINATED, 2, b"")
+    slot.recycle("memory")
+    assert (slot.state, slot.trouble, slot.recycled) == (State.EMPTY, None, {"memory": 1})
+    assert slot.command(RESET, 3, b"seed") == (None, None), "held until the next one stands"
+    slot.started(101)
+    (frame,) = slot.constructed()
+    assert frame
+    assert not slot.quarantined
+
+
+def test_a_step_after_a_death_says_why_though_a_spare_stands_already():
+    slot = slot_in(State.READY)
+    slot.died("killed by SIGSEGV")
+    slot.started(101)
+    slot.constructed()
+    assert "SIGSEGV" in why(slot.command(STEP, 2, b"")[1])
+    ask(slot, RESET, 3)
+
+
+def live_and_die(slot, steps, flags=0, lived=1.0):
+    slot.started(100)
+    slot.constructed()
+    slot.take("me")
+    ticket = ask(slot, RESET, 1)
+    slot.replied(OBSERVATION, 0, ticket, b"")
+    for number in range(steps):
+        ticket = ask(slot, STEP, number + 2)
+        slot.replied(TRANSITION, flags if number == steps - 1 else 0, ticket, b"")
+    slot.died("killed", lived=lived)
+
+
+def test_workers_that_die_one_after_the_other_and_did_nothing_are_a_failure_to_start():
+    slot = Slot(3, "Env")
+    failed = []
+    for _ in range(5):
+        live_and_die(slot, 3)
+        failed.append((slot.failed, slot.quarantined))
+    assert failed == [(0, False), (0, False), (1, True), (2, True), (3, True)]
+    assert why(slot.command(RESET, 99, b"")[1]) == "killed", "nobody waits for it"
+
+
+@pytest.mark.parametrize(
+    "life", [{"steps": 10}, {"steps": 1, "flags": protocol.TERMINATED}, {"steps": 0, "lived": 60.0}]
+)
+def test_a_worker_that_was_of_use_ends_the_row(life):
+    slot = Slot(3, "Env")
+    for _ in range(4):
+        live_and_die(slot, 3)
+    live_and_die(slot, **life)
+    assert (slot.failed, slot.quarantined) == (0, False)
+
+
+def test_a_slot_in_quarantine_is_out_of_it_while_the_next_worker_is_tried():
+    slot = slot_in(State.STARTING)
+    slot.died("no such file")
+    assert slot.quarantined
+    slot.started(101)
+    assert not slot.quarantined
+    slot.constructed()
+    assert slot.failed == 0

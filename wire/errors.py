@@ -2,12 +2,15 @@
 
 FarmError                    anything this project raises on purpose
 |-- FarmlistError            farmlist.py is missing, broken or of the wrong shape (file and line)
+|-- BadKey                   a key file (or FARM_KEY) that is missing, open to others, or holds no key
 |-- FarmUnreachable          no farm answered at an address
 |-- FarmTimeout              nothing came in time
 |-- FarmLost                 a farm that had answered is gone; its episodes end as truncated
+|-- MessageDamaged           what came over the network is not what was sent; nothing of it was done
 |-- ProtocolMismatch         farm and host speak different versions of the protocol
 |-- FarmRefused              a farm answered, and said no
 |   |-- NoSuchEnvironment    not in the farm's catalog (with close names)
+|   |-- KeyRefused           its key is another one, or one side has none
 |   |-- NoFreeSlot           more slots were asked for than are free
 |   `-- LeaseLost            the lease is unknown to the farm: freed, or of another host
 |-- NothingSent              `recv` was called with no command under way
@@ -28,6 +31,10 @@ class FarmlistError(FarmError):
     """farmlist.py is missing, broken or of the wrong shape; the text names file and line."""
 
 
+class BadKey(FarmError):
+    """A key file (or FARM_KEY) that is missing, not ours, open to others, or holds no key; nothing was sent."""
+
+
 class FarmUnreachable(FarmError):
     """No farm answered at an address."""
 
@@ -40,6 +47,10 @@ class FarmLost(FarmError):
     """A farm that had answered is gone; its episodes end as truncated."""
 
 
+class MessageDamaged(FarmError):
+    """What came over the network is not what was sent; nothing of it was done."""
+
+
 class ProtocolMismatch(FarmError):
     """Farm and host speak different versions of the protocol."""
 
@@ -50,6 +61,10 @@ class FarmRefused(FarmError):
 
 class NoSuchEnvironment(FarmRefused):
     """The environment is not in the farm's catalog."""
+
+
+class KeyRefused(FarmRefused):
+    """Host and farm have different keys, or only one of them has any; nothing was executed."""
 
 
 class NoFreeSlot(FarmRefused):
@@ -85,7 +100,10 @@ class BlackBoxError(FarmError):
 
 
 #: What may cross the wire as (name, text) and is raised under its own class on the host.
-BY_NAME = {error.__name__: error for error in (FarmRefused, NoSuchEnvironment, NoFreeSlot, LeaseLost, ProtocolMismatch)}
+BY_NAME = {
+    error.__name__: error
+    for error in (FarmRefused, NoSuchEnvironment, NoFreeSlot, LeaseLost, MessageDamaged, ProtocolMismatch)
+}
 
 
 def from_wire(name: str, text: str) -> FarmError:

@@ -1,0 +1,48 @@
+"""Single numbers out of bodies that the farm otherwise passes on unread.
+
+A body is `wire.codec`'s: a JSON header, then raw buffers. What is looked for stands at the header's end, so nothing
+else is decoded, not an observation of a million pixels either.
+
+    repeat_of(body of a STEP)            how often the action is to be applied
+    seconds_of(body of a TRANSITION)     what the environment took for it, by its worker's clock
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+
+from wire import codec
+
+_LENGTH = struct.Struct("<I")
+_LENGTH_AT, _HEADER_AT = 8, 12  # after the magic and the checksum
+_REPEAT = re.compile(rb'"repeat":(\d{1,9})\}$')
+LONGEST = 1e9  #: s; what says more is no time
+_TAIL = 32  # bytes; both numbers stand in these
+
+
+def _end_of_header(body: bytes) -> bytes:
+    if len(body) < _HEADER_AT:
+        return b""
+    end = _HEADER_AT + _LENGTH.unpack_from(body, _LENGTH_AT)[0]
+    return body[max(_HEADER_AT, end - _TAIL) : end]
+
+
+def repeat_of(body: bytes) -> int:
+    """The `repeat` of a STEP, at least 1. What is no STEP's body has 1: its worker says what is wrong with it."""
+    match = _REPEAT.search(_end_of_header(body))
+    if match is not None:
+        return max(1, int(match[1]))
+    try:
+        return max(1, int(codec.decode(body)["repeat"]))  # of a host that puts it elsewhere
+    except (codec.CodecError, KeyError, TypeError, ValueError, OverflowError):
+        return 1
+
+
+def seconds_of(body: bytes) -> float:
+    """The seconds at the end of an OBSERVATION or a TRANSITION; 0 when there are none."""
+    number = _end_of_header(body).rpartition(b",")[2].rstrip(b"]")
+    try:
+        return min(max(0.0, float(number)), LONGEST)
+    except ValueError:
+        return 0.0

@@ -1,0 +1,108 @@
+"""A worker and all that it started: who they are, what memory they hold, and their end.
+
+On Linux this reads /proc itself: a farm asks several times a second, for each worker. Elsewhere psutil answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+import psutil
+
+#: In the surroundings of each worker and so of what it starts. It finds those that left the process group and whose
+#: parents are gone.
+MARK = "FARM_WORKER"
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_HAS_CHILDREN = os.path.exists("/proc/self/task/%d/children" % os.getpid())  # Linux, as nearly every kernel is built
+_HAS_ENVIRON = os.path.exists("/proc/self/environ")
+
+
+def family(pid: int) -> list[int]:
+    """The process and its descendants; empty when it is gone."""
+    if not _HAS_CHILDREN:
+        with contextlib.suppress(psutil.Error):
+            return [pid] + [child.pid for child in psutil.Process(pid).children(recursive=True)]
+        return []
+    found = [pid]
+    for member in found:  # it grows meanwhile
+        with contextlib.suppress(OSError):
+            for thread in os.listdir("/proc/%d/task" % member):  # a child belongs to the thread that started it
+                with open("/proc/%d/task/%s/children" % (member, thread), "rb") as children:
+                    found += map(int, children.read().split())
+    return found
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that the process and its descendants hold; what they share counts for each of them."""
+    return sum(map(_resident_of_one, family(pid)))
+
+
+def _resident_of_one(pid: int) -> int:
+    if not _HAS_CHILDREN:
+        with contextlib.suppress(psutil.Error):
+            return int(psutil.Process(pid).memory_info().rss)
+        return 0
+    try:
+        with open("/proc/%d/statm" % pid, "rb") as statm:
+            return int(statm.read().split()[1]) * _PAGE
+    except (OSError, IndexError):  # it ended meanwhile
+        return 0
+
+
+def kill(pids: list[int]) -> None:
+    """SIGKILL to each; those that are gone are left alone."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def sweep(marks: set[str]) -> list[int]:
+    """Kills whatever carries the mark of a worker that is gone: its descendants in sessions of their own.
+
+    Returns:
+        The pids that were killed.
+    """
+    wanted = {("%s=%s" % (MARK, mark)).encode() for mark in marks}
+    killed: list[int] = []
+    while True:
+        found = [pid for pid in psutil.pids() if pid not in killed and _surroundings(pid) & wanted]
+        if not found:
+            return killed
+        kill(found)  # one of them may have started another since it was listed, hence once more
+        killed += found
+
+
+def _surroundings(pid: int) -> set[bytes]:
+    if _HAS_ENVIRON:
+        try:
+            with open("/proc/%d/environ" % pid, "rb") as environ:
+                return set(environ.read().split(b"\0"))
+        except OSError:  # it ended, or is another user's
+            return set()
+    try:
+        return {("%s=%s" % pair).encode() for pair in psutil.Process(pid).environ().items()}
+    except (psutil.Error, OSError):
+        return set()
+
+
+def state(pid: int) -> str:
+    """What the system says the process is doing, as `running`, `sleeping` or `stopped`."""
+    try:
+        return str(psutil.Process(pid).status())
+    except psutil.Error:
+        return "gone"
+
+
+def free_memory() -> tuple[int, int]:
+    """(total, available) bytes of this machine, or of the container that the farm runs in when that has less."""
+    memory = psutil.virtual_memory()
+    total, available = int(memory.total), int(memory.available)
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max": no limit
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        total, available = min(total, limit), min(available, max(0, limit - used))
+    return total, available
