@@ -196,8 +196,16 @@ def check(history: History, journal: Iterable[Did] | None, status: Mapping[str, 
     verdict.sent = len(sent)
     answered, told = _check_host(history.events, sent, verdict)
     verdict.delivered, verdict.told = len(answered), len(told)
+    did = list(journal or ())
+    done = {one.number for one in did if one.kind == DONE}
+    for number in sent.keys() - answered - told:
+        what = "the environment had done it" if number in done else "the environment had not done it"
+        verdict.charge("lost", "never answered, and never told: %s; %s" % (sent[number], what))
+    verdict.done_and_told = len(done & told)
     if journal is not None:
-        _check_journal(list(journal), sent, answered, told, verdict)
+        for number in answered - done:
+            verdict.charge("swapped", "step %d was answered, and no environment did it" % number)
+        _check_journal(did, sent, verdict)
     _check_ledger(status, verdict)
     return verdict
 
@@ -210,8 +218,6 @@ def _check_host(events: list[Event], sent: dict[int, Sent], verdict: Verdict) ->
     told: set[int] = set()
     for event in events:
         if isinstance(event, Sent):
-            if event.slot in pending:
-                verdict.charge("lost", "no word of %s before the slot's next step" % (pending[event.slot],))
             pending[event.slot] = event
         elif isinstance(event, First):
             if event.tag != tag(event.seed) or event.step != 0:
@@ -226,9 +232,6 @@ def _check_host(events: list[Event], sent: dict[int, Sent], verdict: Verdict) ->
             if asked is not None and event.number != asked.number and event.slot not in pending:
                 pending[event.slot] = asked  # what was asked has had no answer yet
             answered.add(event.number)
-    for left in pending.values():
-        if left.number not in answered:
-            verdict.charge("lost", "never answered, and never told: %s" % (left,))
     return answered, told
 
 
@@ -253,20 +256,13 @@ def _check_answer(
         verdict.charge("swapped", "a reward of another step: %s" % (got,))
 
 
-def _check_journal(
-    journal: list[Did], sent: dict[int, Sent], answered: set[int], told: set[int], verdict: Verdict
-) -> None:
+def _check_journal(journal: list[Did], sent: dict[int, Sent], verdict: Verdict) -> None:
     begun = Counter(did.number for did in journal if did.kind == BEGUN)
-    done = {did.number for did in journal if did.kind == DONE}
     for number, times in begun.items():
         if times > 1:
             verdict.charge("doubled", "step %d was begun %d times" % (number, times))
         if number not in sent:
             verdict.charge("cross_slot", "step %d was begun, and nobody sent it" % number)
-    for number in answered - done:
-        verdict.charge("swapped", "step %d was answered, and no environment did it" % number)
-    for number in done - answered - told:
-        verdict.charge("lost", "step %d was done, delivered to nobody and not told as lost" % number)
     latest: dict[tuple[int, int], int] = {}
     for did in journal:
         if did.kind != BEGUN:
@@ -277,7 +273,6 @@ def _check_journal(
         latest[episode] = did.number
         if did.number in sent and did.tag != tag(sent[did.number].seed):
             verdict.charge("cross_slot", "%s reached %s" % (sent[did.number], did))
-    verdict.done_and_told = len(done & told)
 
 
 def _check_ledger(status: Mapping[str, Any], verdict: Verdict) -> None:

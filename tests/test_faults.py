@@ -148,6 +148,20 @@ def somebody_else_steps_an_environment(events, journal, status):
     journal.append(Did(BEGUN, 100, 1, 5, tag(7), 99))
 
 
+def an_answer_is_to_nothing_that_was_sent(events, journal, status):
+    place = place_of(events, 21)
+    events[place] = events[place]._replace(number=98)
+
+
+def two_ledgers_are_wrong_by_the_same(events, journal, status):
+    status["farms"][0]["ledger"]["crashed"] = 0
+    status["farms"].append({"farm": "b", "ledger": {"sent": 0, "done": 0, "crashed": 1}})
+
+
+def the_ledger_of_all_farms_does_not_add_up(events, journal, status):
+    status["ledger"] = dict(status["farms"][0]["ledger"], unknown=1)
+
+
 def the_ledger_does_not_add_up(events, journal, status):
     status["farms"][0]["ledger"]["crashed"] = 0
 
@@ -182,9 +196,12 @@ REJECTED = {
         an_episode_is_another_slots,
         a_step_reaches_another_environment,
         somebody_else_steps_an_environment,
+        an_answer_is_to_nothing_that_was_sent,
     ],
     "ledger": [
         the_ledger_does_not_add_up,
+        two_ledgers_are_wrong_by_the_same,
+        the_ledger_of_all_farms_does_not_add_up,
         the_ledger_adds_up_to_something_else,
         a_step_is_still_under_way,
     ],
