@@ -34,7 +34,8 @@ from wire.errors import (
 )
 
 CONNECT_LIMIT = 5.0  #: s for connecting and for the first answer, unless the caller says otherwise
-ANSWER_LIMIT = 3.0  #: s without an answer, after which a call fails; an exchange may wait for longer by its `wait`
+ANSWER_LIMIT = 3.0  #: s without an answer, after which a call fails
+EXCHANGE_LIMIT = 8.0  #: the same for an exchange, unless the caller says otherwise: more than the longest wait
 
 
 def _configure() -> None:
@@ -111,14 +112,14 @@ class Connection:
             wait: seconds to wait for a first reply.
             together: replies that are waited for a moment longer.
             line: grows with each connection that replaces a broken one; calls on older ones get nothing more.
-            limit: seconds for the answer; None: ANSWER_LIMIT.
+            limit: seconds for the answer; None: EXCHANGE_LIMIT.
 
         Raises:
             MessageDamaged: the message or its answer was changed on the way.
             FarmError: no answer, or no such lease.
         """
         check = protocol.checksum([lease, wait, together, line], commands)
-        limit = ANSWER_LIMIT if limit is None else limit
+        limit = EXCHANGE_LIMIT if limit is None else limit
         if self._proxy._pyroTimeout != limit:  # setting it costs a system call
             self._proxy._pyroTimeout = limit
         answer = self._call("exchange", lease, commands, wait, together, line, check)

@@ -6,12 +6,12 @@ command or an event means; `supervisor` does it.
     EMPTY ----> STARTING ----> IDLE ----> RESETTING ----> READY <---> STEPPING
       ^            |           |  ^           |             |             |
       |            |           |  +-- episode over, freed, fault in the env
-      |            |           |              |             |             |
-      +--- died ---+-recycled--+--- died -----+-------------+-------------+
-           (a crash, a command over its time, memory over its cap)
+      |            |  recycled |              |             |             |
+      +-- died ----+-----------+-- or the worker ends in any other state -+
 
-    EMPTY waits for the next worker: none at first, longer after each failure in a row (`failed`). While it waits it is
-    called *quarantined*: nobody can lease it, and its holder's reset is lost at once, with the reason.
+A worker ends by itself, by a command over its time, or by memory over its cap; it is *recycled* between two episodes.
+EMPTY waits for the next worker: not at all at first, longer after each failure in a row (`failed`). While it waits it
+is called *quarantined*: nobody can lease it, and its holder's reset is lost at once, with the reason.
 
 Every step that a holder gave is counted in one bucket of the slot's ledger, or is under way.
 

@@ -264,7 +264,7 @@ def _timeless(text):
     text = re.sub(r"took [\d.]+ seconds", "took T seconds", text)
     text = re.sub(r"duration: [\d.]+s", "duration: Ts", text)
     text = re.sub(r"steps per second: +\d+", "steps per second: N", text)
-    return re.sub(r"- (ETA: [\d:]+|\d+m?s( \d+[mu]?s/step)?)", "- T", re.sub(r"[^\n]*[\r\b]", "", text))
+    return re.sub(r"- (ETA: [\d:]+s?|\d+m?s( \d+[mu]?s/step)?)", "- T", re.sub(r"[^\n]*[\r\b]", "", text))
 
 
 def common(theirs, ours):

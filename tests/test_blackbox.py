@@ -22,6 +22,7 @@ from helpers import poll_until
 from farmer import Farmer
 from farmhand import blackbox, replay
 from farmhand.catalog import Catalog
+from farmhand.limits import Limits
 from farmhand.supervisor import Supervisor
 from wire import codec, protocol
 from wire.errors import BlackBoxError
@@ -60,9 +61,9 @@ def play(path, *arguments, limit=60):
 
 
 @contextlib.contextmanager
-def supervised(folder, name="faulty", slots=1, **kwargs):
-    """A farm without its network, over real workers."""
-    supervisor = Supervisor(Catalog([name], kwargs, str(ROOT / "tests")), slots, sys.executable, folder)
+def supervised(folder, limits=None, **kwargs):
+    """A farm of one slot without its network, over real workers."""
+    supervisor = Supervisor(Catalog(["faulty"], kwargs, str(ROOT / "tests")), 1, sys.executable, folder, limits)
     try:
         supervisor.start(START_LIMIT)
         yield supervisor
@@ -157,24 +158,23 @@ def test_what_comes_out_otherwise_is_another_end(tmp_path):
     assert (code, "it went well to the last step; in the farm it was exit code 7 in step 2" in said) == (1, True), said
 
 
-def test_a_hang_is_waited_for_as_long_as_the_user_says(tmp_path):
-    """What the farm wrote when it ended a worker in its second step, as at a deadline."""
-    with supervised(tmp_path, fault="hang_with_gil", at_step=2) as supervisor:
+@pytest.mark.parametrize("fault", ["hang_in_c", "hang_with_gil", "spin", "stop"])
+def test_a_hang_is_told_with_where_it_hangs_and_comes_again(tmp_path, fault):
+    with supervised(tmp_path, Limits(step=0.5), fault=fault, at_step=2) as supervisor:
         holder = Holder(supervisor)
         holder.reset(1)
         holder.step()
-        holder.send(protocol.STEP, {"action": np.zeros(1, "float32"), "repeat": 1})
-        slot, worker = supervisor.slots[0], supervisor._workers[0]
-        with supervisor._lock:
-            order = supervisor.catalog.order("faulty")
-            path = box_named_in(
-                supervisor._recorder.ended(slot, worker, "its step took too long", order, "timed out", by_farm=True)
-            )
-        os.killpg(worker.pid, signal.SIGKILL)
-        holder.receive()
+        kind, lost = holder.step()
+        assert (kind, lost["bucket"]) == (protocol.LOST, "timed out")
+        path = box_named_in(lost["text"])
+    box = blackbox.load(path)
+    assert (box.about["how"], box.about["step"], box.about["under_way"]) == ("timed out", 2, True)
+    if fault != "stop":
+        assert f"in _{fault}" in box.log, "where it hangs"
     code, said = play(path, "--timeout", "0.5")
     assert (code, "the same end: no answer in step 2" in said) == (0, True), said
-    assert "_hang_with_gil" in said, "where it hangs"
+    if fault != "stop":
+        assert f"in _{fault}" in said
 
 
 @pytest.mark.parametrize("version", ["2.7", "3.13"])
@@ -257,6 +257,19 @@ def test_the_box_is_that_of_the_episode_that_failed_though_the_next_holder_has_r
         second.reset(333, fault="raise", at_step=1)
         box = blackbox.load(box_named_in(second.step()[1]["text"]))
         assert (box.about["seed"], len(box.steps)) == (333, 1)
+
+
+def test_a_release_by_hand_writes_no_box_and_leaves_no_trace_in_the_next_one(tmp_path):
+    with supervised(tmp_path, takes=5.0) as supervisor:
+        holder = Holder(supervisor)
+        holder.reset(111)
+        holder.send(protocol.STEP, {"action": np.zeros(1, "float32"), "repeat": 1})
+        supervisor.release_by_hand(0)
+        assert "black box" not in holder.receive()[1]["text"]
+        text = holder.reset(222, fault="exit", at="reset")[1]["text"]
+        box = blackbox.load(box_named_in(text))
+        assert (box.about["seed"], box.about["step"]) == (222, 0)
+        assert len(list((tmp_path / "black-box").iterdir())) == 1
 
 
 def test_a_long_episode_loses_its_head_and_says_so(tmp_path):

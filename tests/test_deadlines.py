@@ -128,7 +128,7 @@ def test_a_step_that_hangs_is_ended_and_told_and_the_other_slot_never_waits(how)
         with pytest.raises(Lost) as lost:
             step_for_ever(holder, 1)
         took = time.monotonic() - began
-        assert 1.0 <= took < 3.0
+        assert 1.0 <= took < 20.0
         assert supervisor.status()[1]["steps"] > 20
         assert lost.value.bucket == "timed out"
         for words in ("slot 0 (pid %d)" % hung, "step 1", "within 1 s", "--step-timeout", "slot-0.log"):
@@ -158,7 +158,7 @@ def test_a_hang_is_told_to_a_holder_that_waits_in_a_long_call():
         ((slot, _, _, _, body),) = supervisor.exchange(
             holder.token, [[0, 9, 3, codec.encode({"action": [1.0], "repeat": 1})]], 5.0
         )
-        assert 0.3 <= time.monotonic() - began < 3.0
+        assert 0.3 <= time.monotonic() - began < 4.5, "not only when the call is over"
         assert (slot, codec.decode(body)["bucket"]) == (0, "timed out")
 
 
@@ -174,12 +174,12 @@ def test_a_reset_that_hangs_is_ended_and_told():
 
 def test_a_constructor_that_hangs_later_is_a_failed_construction(tmp_path):
     trap = tmp_path / "trap"
-    with supervised("HangingEnv", kwargs={"trap": str(trap)}, start=1.5) as supervisor:
+    with supervised("HangingEnv", kwargs={"trap": str(trap)}, start=4.0) as supervisor:
         trap.touch()
         os.kill(supervisor.status()[0]["pid"], signal.SIGKILL)
-        poll_until(lambda: supervisor.status()[0]["state"] == "quarantined", 10, "the limit")
+        poll_until(lambda: supervisor.status()[0]["state"] == "quarantined", 20, "the limit")
         row = supervisor.status()[0]
-        assert "was not built within 1.5 s" in row["trouble"]
+        assert "was not built within 4 s" in row["trouble"]
         assert "--start-timeout" in row["trouble"]
         assert 0 < row["next_try_s"] <= 1.0
         assert supervisor.describe()["free"] == 0
@@ -198,11 +198,11 @@ def test_an_action_that_is_repeated_has_that_many_times_the_limit():
 
 
 def test_a_result_that_its_holder_is_slow_to_take_is_no_late_one():
-    with supervised("SlowEnv", step=0.5) as supervisor:
+    with supervised("SlowEnv", step=1.0) as supervisor:
         holder = Holder(supervisor)
         holder.reset()
         holder.give_step(action=0.1)
-        time.sleep(1.0)
+        time.sleep(1.5)
         assert holder.take()[1][0][1] == 1
         assert supervisor.status()[0]["starts"] == 1
 
@@ -248,9 +248,9 @@ def test_a_worker_that_answers_what_nobody_asked_is_ended():
     with supervised("AnsweringEnv") as supervisor:
         holder = Holder(supervisor)
         holder.reset()
-        holder.give_step(action=1.0)
-        poll_until(lambda: supervisor.status()[0]["starts"] == 2, 10, "another worker")
-        wait_until_idle(supervisor)
+        with pytest.raises(Lost, match="answered what nobody had asked"):
+            holder.step(action=1.0)
+        holder.reset()
 
 
 def test_a_farm_with_a_limit_and_its_farmer_go_on_after_a_hang():
