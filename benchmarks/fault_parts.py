@@ -208,7 +208,6 @@ class Driver(threading.Thread):
         self.lost_at: dict[int, float] = {}
         self.sent_at: dict[int, float] = {}
         self.orders: dict[int, str] = {}  # slot: the fault that its next action commands
-        self.ordered_at: dict[int, float] = {}
         self.longest = 0.0  # s that one collect took
         self.trouble: BaseException | None = None
         self._seeds, self._numbers = itertools.count(first), itertools.count(first)
@@ -291,18 +290,19 @@ class Driver(threading.Thread):
         if not slots:
             return
         numbers = [next(self._numbers) for _ in slots]
-        faults = [NUMBERS[self.orders[slot]] if slot in self.orders else 0 for slot in slots]
+        orders = {slot: self.orders.pop(slot) for slot in slots if slot in self.orders}  # another thread may give more
+        faults = [NUMBERS[orders[slot]] if slot in orders else 0 for slot in slots]
         actions = [[action_of(number), fault] for number, fault in zip(numbers, faults, strict=True)]
         self.pool.went = ()
         now = time.monotonic()
         self.pool.send(np.array(actions, "float32"), slots)
         for slot, number in zip(slots, numbers, strict=True):
             if slot not in self.pool.went:
+                if slot in orders:
+                    self.orders[slot] = orders[slot]
                 continue
             self._step[slot] += 1
             self.sent_at[slot] = now
-            if self.orders.pop(slot, None):
-                self.ordered_at[slot] = now
             self.history.sent(slot, number, self._seed[slot], self._step[slot])
 
     def _drain(self) -> None:
