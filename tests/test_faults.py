@@ -432,7 +432,7 @@ def test_hangs_of_all_kinds_are_detected():
     code, said = bench("hangs", "--count", "5")
     assert code == 0, said
     assert "5 told as lost (5 timed out" in said
-    assert "; 0 processes left" in said
+    assert "; 0 processes left after 1 s" in said
 
 
 def test_ctrl_c_ends_a_run_with_all_that_it_started(tmp_path):
