@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,7 +20,11 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
     """
 
     def __init__(
-        self, env: str, farmlist: str | os.PathLike[str] | Iterable[Any] = "farmlist.py", timeout: float = 600.0
+        self,
+        env: str,
+        farmlist: str | os.PathLike[str] | Iterable[Any] = "farmlist.py",
+        timeout: float = 600.0,
+        render_mode: None = None,
     ):
         """Leases one slot; raises as `Farmer` does.
 
@@ -27,8 +32,14 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
             env: a name from the farms' catalogs.
             farmlist: path of a farmlist.py, or pairs of (address, slots).
             timeout: seconds that one reset or step may take.
+            render_mode: a farm sends no pictures, so there is none but None.
         """
+        if render_mode is not None:
+            raise TypeError("render_mode=%r: a farm sends no pictures" % render_mode)
         self._farmer = Farmer(env, farmlist, slots=1)
+        self._closing = weakref.finalize(
+            self, self._farmer.close
+        )  # who forgets `close` gives the slot back all the same
         self._timeout = timeout
         self.observation_space = self._farmer.observation_space  # type: ignore[assignment]
         self.action_space = self._farmer.action_space  # type: ignore[assignment]
@@ -73,4 +84,4 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
 
     def close(self) -> None:
         """Frees the slot."""
-        self._farmer.close()
+        self._closing()
