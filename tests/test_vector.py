@@ -492,7 +492,8 @@ def test_a_worker_that_dies_in_an_episode_begun_ahead_of_time_is_lost_in_its_fir
 
 @pytest.mark.slow
 def test_an_episode_begun_ahead_of_time_that_is_lost_with_its_farm_is_begun_anew_unseen():
-    with running_farm(COUNTING, slots=2) as first:
+    with contextlib.ExitStack() as farms:
+        first = farms.enter_context(running_farm(COUNTING, slots=2))
         with farmer.make_vec(COUNTING, 2, [(first.address, 2)], timeout=60.0) as envs:
             envs.reset()
             for _ in range(5):
