@@ -66,6 +66,7 @@ class _Slot:
 
     obs: Any = None  # the latest that was given
     begun: bool = False  # a reset that the caller asked for has been answered
+    steps: int = 0  # of the episode that runs
     over: bool = False  # the end of its episode was given, and no observation of the next one
     asked: bool = False  # an action was given, and what it led to was not
     # What the action led to, or the loss of the episode, or both; not given yet.
@@ -81,8 +82,9 @@ class Episodes:
     the caller learns and the other slots step.
     """
 
-    def __init__(self, pool: Farmer, count: int, mode: AutoresetMode):
+    def __init__(self, pool: Farmer, count: int, mode: AutoresetMode, max_steps: int | None = None):
         self.mode = mode
+        self._max_steps = max_steps
         self._pool = pool
         self._slots = [_Slot() for _ in range(count)]
         self._asked: set[int] = set()
@@ -277,7 +279,7 @@ class Episodes:
         order = state.order
         if row.first:
             assert order is not None
-            state.first, order.under_way, order.failures = row, False, 0
+            state.first, state.steps, order.under_way, order.failures = row, 0, False, 0
         elif row.lost and order is not None:
             # Its reset failed, or the episode was lost before the caller had seen anything of it.
             if order.under_way:
@@ -287,11 +289,18 @@ class Episodes:
             state.first, order.under_way = None, False
             self._wanted.add(row.slot)
         else:
+            self._count(state, row)
             state.answers.append(row)
             if (row.terminated or row.truncated) and self.mode is not AutoresetMode.DISABLED:
                 state.order = _Order()
                 self._wanted.add(row.slot)
         self._settle(row.slot)
+
+    def _count(self, state: _Slot, row: Row) -> None:
+        state.steps += not row.lost
+        if self._max_steps is not None and state.steps >= self._max_steps and not row.truncated:
+            row.truncated = True
+            self._pool.abandon([row.slot])
 
     def _begin_wanted(self) -> None:
         if not self._wanted:

@@ -48,9 +48,10 @@ def make_vec(
     farmlist: str | os.PathLike[str] | Iterable[Any] = "farmlist.py",
     autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
     timeout: float | None = TIMEOUT,
+    max_episode_steps: int | None = None,
 ) -> FarmVectorEnv:
     """Leases slots of the farms as one vector environment; arguments and errors of `FarmVectorEnv`."""
-    return FarmVectorEnv(env, num_envs, farmlist, autoreset_mode, timeout)
+    return FarmVectorEnv(env, num_envs, farmlist, autoreset_mode, timeout, max_episode_steps)
 
 
 class FarmVectorEnv(VectorEnv[Any, Any, np.ndarray]):
@@ -73,6 +74,7 @@ class FarmVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         farmlist: str | os.PathLike[str] | Iterable[Any] = "farmlist.py",
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         timeout: float | None = TIMEOUT,
+        max_episode_steps: int | None = None,
     ):
         """Leases the slots.
 
@@ -82,6 +84,7 @@ class FarmVectorEnv(VectorEnv[Any, Any, np.ndarray]):
             farmlist: path of a farmlist.py, or pairs of (address, slots).
             autoreset_mode: when an episode begins that follows another one; also "NextStep", "SameStep", "Disabled".
             timeout: seconds that one reset or step may take, and a farm be away; None is for ever.
+            max_episode_steps: a time limit of this side's, beside the environment's own.
 
         Raises:
             FarmlistError, FarmUnreachable, FarmRefused: as `Farmer`.
@@ -100,7 +103,8 @@ class FarmVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         self._env = env
         self.timeout = timeout
         self.spec = spec_of(env, farmlist=source, num_envs=self.num_envs, autoreset_mode=self.autoreset_mode.value)
-        self.episodes = Episodes(self._pool, self.num_envs, self.autoreset_mode)
+        self.spec.max_episode_steps = max_episode_steps
+        self.episodes = Episodes(self._pool, self.num_envs, self.autoreset_mode, max_episode_steps)
         # As gymnasium promises: also who forgets `close` gives the slots back, at the latest when Python ends.
         self._closing = weakref.finalize(self, self._pool.close)
 

@@ -91,6 +91,13 @@ def test_make_vec_gives_the_vector_environment_and_its_spec_gives_it_again(here,
         assert again.step(still(again))[1].tolist() == [1, 1]
 
 
+def test_make_vec_takes_a_time_limit(here):
+    with gymnasium.make_vec(ID, num_envs=2, max_episode_steps=2, **here) as envs:
+        envs.reset()
+        assert [envs.step(still(envs))[3].tolist() for _ in range(2)] == [[False] * 2, [True] * 2]
+        assert envs.step(still(envs))[0][:, 1].tolist() == [0, 0]
+
+
 def test_the_spec_of_ours_makes_the_same_again(here):
     with farmer.make_vec("environments:CountingEnv", 2, autoreset_mode="SameStep", **here) as envs:
         spec = envs.spec

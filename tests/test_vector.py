@@ -170,6 +170,15 @@ def test_every_value_is_that_of_a_sync_vector_env(known, open_known, mode):
     assert_alike(expected, ours)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_time_limit_of_this_side_is_that_of_gymnasiums_wrapper(known, open_known, mode):
+    make = lambda: gymnasium.wrappers.TimeLimit(local(known[1])(), 3)  # noqa: E731
+    theirs = SyncVectorEnv([make] * 3, autoreset_mode=mode)
+    expected = played(theirs, 30)
+    theirs.close()
+    assert_alike(expected, played(open_known(mode, max_episode_steps=3), 30))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_every_value_is_that_of_an_async_vector_env(known, open_known, mode):
