@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -250,7 +250,7 @@ class Farmer:
         """`send` for a caller who collects next: no thread is woken for what his own call can carry."""
         self._send(actions, slots, 1, self.busy > 0)
 
-    def wait_vacant(self, slots: Collection[int], timeout: float) -> list[int]:
+    def wait_vacant(self, slots: set[int], timeout: float) -> list[int]:
         """Those of the slots that are vacant, as soon as there is one; none after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         with self._lock:
