@@ -529,6 +529,7 @@ def test_a_reset_that_was_begun_ahead_of_time_is_the_one_that_is_asked_for(open_
 def test_a_reset_that_fails_three_times_in_a_row_is_an_error_with_its_reason():
     with farm_here("RaisingEnv", {"at": "reset"}, 3) as address, opener(address, COUNTING) as open_envs:
         envs = open_envs(num_envs=2)
+        envs.reset()
         with pytest.raises(EnvironmentFault, match=r"3 times in a row(.|\n)*asked to raise in reset"):
             envs.reset(options={"raise": True})
         with pytest.raises(ResetNeeded):
@@ -564,6 +565,25 @@ def test_the_barrier_waits_for_a_farm_that_is_away_and_goes_on_when_it_is_back()
                 np.testing.assert_array_equal(ready.observations, [[1, 4, 0], [1, 0, 0]])
                 np.testing.assert_array_equal(envs.step(still(envs))[0], [[1, 5, 0], [1, 1, 0]])
                 envs.close()
+
+
+@pytest.mark.slow
+def test_a_result_that_was_in_before_its_farm_was_lost_is_given_first():
+    with contextlib.ExitStack() as farms:
+        stays = farms.enter_context(running_farm(SLOW, slots=1))
+        goes = farms.enter_context(running_farm(SLOW, slots=1))
+        with farmer.make_vec(SLOW, 2, [(stays.address, 1), (goes.address, 1)], timeout=60.0) as envs:
+            envs.reset()
+            envs.send(actions(9.0, 0.0))
+            poll_until(lambda: goes.status()[0]["steps"] == 1, 8, "the step of the quick one")
+            goes.kill()
+            ready = envs.recv(2)
+            assert (ready.rewards.tolist(), ready.truncations.tolist()) == ([1, 1], [False, False])
+            assert "lost" not in ready.infos
+            observations, rewards, _, truncations, infos = envs.step(still(envs))
+            assert (rewards.tolist(), truncations.tolist()) == ([2, 0], [False, True])
+            assert observations[:, 1].tolist() == [2, 1]
+            assert infos["_lost"].tolist() == [False, True]
 
 
 # Whoever is ready.
