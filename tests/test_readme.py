@@ -284,6 +284,11 @@ def test_the_pool_and_one_slot_in_a_few_lines(checkout):
         pool = replaced(block("pool"), **{"127.0.0.1": farm.address})
         assert len([line for line in pool.splitlines() if line.strip()]) <= 8
         exec(compile(pool, "README.md: pool", "exec"), {})
+        vector = replaced(block("vector"), **{"127.0.0.1": farm.address, "1000": "40"})
+        found: dict[str, object] = {}
+        exec(compile(vector, "README.md: vector", "exec"), found)
+        assert found["observations"].shape == (4, 3)
+        assert found["envs"].closed
         slot = replaced(block("one slot"), **{"127.0.0.1:20099": farm.address})
         names: dict[str, object] = {}
         exec(compile(slot, "README.md: one slot", "exec"), names)
