@@ -440,5 +440,7 @@ def test_ctrl_c_ends_a_run_with_all_that_it_started(tmp_path):
         run = subprocess.Popen([sys.executable, str(BENCHMARKS / "faults.py"), "kills"], stdout=out, stderr=out)
     poll_until(lambda: psutil.Process(run.pid).children(), 20, "a farm")
     time.sleep(0.5)  # into its start, or its work
+    started = psutil.Process(run.pid).children(recursive=True)
     run.send_signal(signal.SIGINT)
     assert run.wait(20) == 130, (tmp_path / "out.txt").read_text()
+    poll_until(lambda: not any(process.is_running() for process in started), 10, "the farm's own end")
