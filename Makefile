@@ -20,13 +20,13 @@ PIP := -m pip install --quiet --disable-pip-version-check
 .PHONY: help demo test check osim sb3 interpreters format bench clean $(VENV)
 
 help: ## show these lines
-	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9.]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  PYTHON=$(PYTHON) makes $(VENV), OSIM_PYTHON=$(OSIM_PYTHON) makes $(OSIM); set either: make test PYTHON=python3.11"
 
 demo: $(VENV)/.made ## train DDPG on a pendulum through a local farm, about 3 minutes
 	$(VENV)/bin/python train.py --env Pendulum-v1 --agent ddpg --episodes 75 --seed 1 --out runs/demo
 
-test: $(VENV)/.made $(OSIM)/.made $(SB3)/.made interpreters ## set everything up and run all tests, OpenSim included
+test: $(VENV)/.made $(OSIM)/.made $(SB3)/.made interpreters ## set everything up and run all tests, those of OpenSim and Stable-Baselines3 included
 	$(VENV)/bin/python $(PYTEST)
 
 check: $(VENV)/.made ## format, lint, types and the fast tests
