@@ -20,7 +20,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 .PHONY: help demo test check osim sb3 interpreters format bench clean $(VENV)
 
 help: ## show these lines
-	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9.]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  PYTHON=$(PYTHON) makes $(VENV), OSIM_PYTHON=$(OSIM_PYTHON) makes $(OSIM); set either: make test PYTHON=python3.11"
 
 demo: $(VENV)/.made ## train DDPG on a pendulum through a local farm, about 3 minutes
@@ -45,7 +45,7 @@ bench: $(VENV)/.made ## what a remote step costs and where it goes, beside Async
 
 osim: $(OSIM)/.made ## make the OpenSim environment, .venv-osim
 
-sb3: $(SB3)/.made ## make the environment of Stable-Baselines3, .venv-sb3
+sb3: $(SB3)/.made ## make the environment of Stable-Baselines3, .venv-sb3 (1 GB), which its tests want
 
 interpreters: $(VENV)/.made ## make environments of other Pythons (2.7 to 3.13), for the tests
 	@$(VENV)/bin/python tests/interpreters.py || { echo; \

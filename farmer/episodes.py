@@ -170,11 +170,6 @@ class Episodes:
         self._asked.difference_update(ready)
         return [self._give(slot) for slot in ready]
 
-    @property
-    def asked(self) -> list[int]:
-        """Slots whose action is not answered yet."""
-        return sorted(self._asked)
-
     def obs(self, slot: int) -> Any:
         """The latest observation that was given; ResetNeeded before the first one."""
         if not self._slots[slot].begun:
@@ -308,7 +303,8 @@ class Episodes:
         there = sorted(self._wanted.intersection(self._pool.vacant()))
         while there:
             options = self._order(there[0]).options
-            alike = [slot for slot in there if self._order(slot).options == options]
+            # The same object, not an equal one: options may hold arrays, whose comparison has no truth value.
+            alike = [slot for slot in there if self._order(slot).options is options]
             self._pool.reset(alike, [self._order(slot).seed for slot in alike], options)
             for slot in alike:
                 self._order(slot).under_way = True

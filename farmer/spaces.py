@@ -89,7 +89,8 @@ def _box(desc: Description, path: str) -> spaces.Box:
 
 def _discrete(desc: Description, path: str) -> spaces.Discrete:
     dtype: Any = np.dtype(desc["dtype"]).type
-    return spaces.Discrete(int(desc["n"]), start=int(desc.get("start", 0)), dtype=dtype)
+    others = {} if dtype is np.int64 else {"dtype": dtype}  # gymnasium before 1.3 knows no other
+    return spaces.Discrete(int(desc["n"]), start=int(desc.get("start", 0)), **others)
 
 
 def _multi_discrete(desc: Description, path: str) -> spaces.MultiDiscrete:

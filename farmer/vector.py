@@ -93,6 +93,7 @@ class FarmVectorEnv(VectorEnv[Any, Any, np.ndarray]):
             FarmlistError, FarmUnreachable, FarmRefused: as `Farmer`.
             NoFreeSlot: fewer slots are free than were asked for.
         """
+        self.closed = True  # until there is something to close: gymnasium before 1.3 closes what failed in here, too
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         if num_envs is not None and num_envs < 1:
             raise ValueError("num_envs must be 1 or more, not %r" % num_envs)
@@ -110,6 +111,7 @@ class FarmVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         self.episodes = Episodes(self._pool, self.num_envs, self.autoreset_mode, max_episode_steps)
         # As gymnasium promises: also who forgets `close` gives the slots back, at the latest when Python ends.
         self._closing = weakref.finalize(self, self._pool.close)
+        self.closed = False
 
     def _describe(self, num_envs: int | None) -> None:
         there = self._pool.nb_slots

@@ -86,6 +86,8 @@ def check_attributes(where: str) -> None:
     raises(NotOfAFarm, "'state' cannot be set", envs.set_attr, "state", 3)
     raises(NotOfAFarm, "'compute_reward' cannot be called", envs.env_method, "compute_reward")
     raises(NotImplementedError, "render_mode is None", envs.get_images)
+    envs.set_options([{"where": np.zeros(2)}, {"where": np.ones(2)}, {"where": np.zeros(2)}])
+    assert envs.reset().shape == (SLOTS, 4)
     envs.close()
 
 

@@ -31,7 +31,11 @@ from wire.errors import BadAction, BadSlot, EnvironmentFault, FarmTimeout, NoFre
 NEXT, SAME, DISABLED = AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
 COUNTING, SLOW = "environments:RaisingEnv", "environments:SlowEnv"
 MIXED = "vector_parts:Everything"
-KNOWN = ["CartPole-v1", "FrozenLake-v1", "Blackjack-v1", MIXED]
+KNOWN = [
+    "CartPole-v1",
+    MIXED,
+    *(pytest.param(f"{name}-v1", marks=pytest.mark.slow) for name in ("FrozenLake", "Blackjack")),
+]
 
 
 @pytest.fixture
