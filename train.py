@@ -6,8 +6,10 @@ python train.py --env Pendulum-v1 --episodes 100           the same, unattended
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import builtins
+import contextlib
 import functools
 import logging
 import os
@@ -39,6 +41,7 @@ ROOT = Path(__file__).resolve().parent
 AGENTS: dict[str, Callable[..., OffPolicyAgent]] = {"ddpg": make_ddpg, "sac": make_sac}
 WINDOW = 10  #: episodes of the running mean
 START_LIMIT = 150.0  #: s for a local farm to come up
+RESTARTS = 3  #: times an hour that a local farm which has ended is started again
 console = Console()
 
 
@@ -98,37 +101,84 @@ class Episode:
 
 
 class LocalFarm:
-    """A farm on this machine as a child, for a user who has no farmlist yet. It ends with this process."""
+    """A farm on this machine as a child, for a user who has no farmlist yet. It ends with this process.
 
-    def __init__(self, options: Options, folder: Path):
+    Attributes:
+        address: of it, and how many slots it has.
+        trouble: why it ended for good, None while it runs.
+    """
+
+    def __init__(self, options: Options, folder: Path, on_end: Callable[[], None]):
         """Starts it and waits until it offers the environment.
+
+        Args:
+            options: what it shall offer.
+            folder: for its logs.
+            on_end: called, by a thread, when it has ended for good.
 
         Raises:
             FarmError: it did not start; what it said is in the text.
         """
-        slots = options.slots or os.cpu_count() or 1
-        command = [
-            sys.executable,
-            str(ROOT / "farm.py"),
-            options.env,
-            "--slots",
-            str(slots),
-            "--port",
-            "0",
-            "--until-eof",
-        ]
+        self.slots = options.slots or os.cpu_count() or 1
+        command = [sys.executable, str(ROOT / "farm.py"), options.env, "--slots", str(self.slots), "--until-eof"]
         command += ["--log-dir", str(folder / "logs")]
         command += ["--python", str(options.python)] if options.python else []
         command += ["--key-file", str(options.key_file)] if options.key_file else []
+        self._command = command
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "farm.log"
-        with open(self.log, "wb") as log:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
-            )
-        self.address = self._wait(slots)
+        self.log.write_bytes(b"")
+        self.trouble: str | None = None
+        self._on_end = on_end
+        self._restarted: list[float] = []
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()  # of the process, against a stop while it is started again
+        self._process = self._start(0)
+        self.address = self._wait()
+        threading.Thread(target=self._look_after, name="local farm", daemon=True).start()
 
-    def _wait(self, slots: int) -> tuple[str, int]:
+    def _start(self, port: int) -> subprocess.Popen[str]:
+        with open(self.log, "ab") as log:
+            return subprocess.Popen(
+                [*self._command, "--port", str(port)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+
+    def _look_after(self) -> None:
+        """Starts it again at its address when it ends, so that the farmer finds it there; not over and over."""
+        while not self._stopping.wait(0.5):
+            code = self._process.poll()
+            if code is None:
+                continue
+            now = time.monotonic()
+            self._restarted = [before for before in self._restarted if now - before < 3600]
+            told = "the local farm ended (code %d), see %s" % (code, self.log)
+            if len(self._restarted) >= RESTARTS:
+                self._give_up(told)
+                return
+            self._restarted.append(now)
+            say("%s; it is started again" % told)
+            try:
+                with self._lock:
+                    if self._stopping.is_set():
+                        return
+                    self._end()
+                    self._process = self._start(int(self.address[0].rpartition(":")[2]))
+                self._wait()
+            except (FarmError, OSError) as error:
+                self._give_up("%s; %s" % (told, error))
+                return
+
+    def _give_up(self, why: str) -> None:
+        if not self._stopping.is_set():
+            self.trouble = why
+            self._on_end()
+
+    def _wait(self) -> tuple[str, int]:
         assert self._process.stdout is not None
         patience = threading.Timer(START_LIMIT, self._process.kill)
         patience.start()
@@ -144,13 +194,19 @@ class LocalFarm:
             self.stop()
             said = [text for text in self.log.read_text(errors="replace").splitlines() if text]
             raise FarmError("the local farm did not start:\n  " + "\n  ".join(said[-12:]))
-        return found.group(1), slots
+        return found.group(1), self.slots
 
     def stop(self) -> None:
         """Ends it and its workers, within about 6 s."""
+        self._stopping.set()
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(6.0)
         except subprocess.TimeoutExpired:
@@ -250,6 +306,7 @@ class Session:
         self.episodes: list[Episode] = []
         self.seconds = 0.0
         self.local: LocalFarm | None = None
+        self._training = False
         self.saves = Checkpointer(self.out / "checkpoint", options.keep, 60 * options.autosave or None)
         self.metrics = MetricsLogger(self.out)
         self.farmer = self._farmer()
@@ -265,7 +322,7 @@ class Session:
         path = self.options.farmlist or Path("farmlist.py")
         if self.options.farmlist is None and not path.exists():
             say("no farmlist.py here: starting a local farm (copy farmlist.example.py to use other machines)")
-            self.local = LocalFarm(self.options, self.out)
+            self.local = LocalFarm(self.options, self.out, self._local_ended)
             farms: Any = [self.local.address]
         else:
             farms = path
@@ -305,16 +362,30 @@ class Session:
             FarmError: the farms failed in a way that it cannot go on with; what was learnt is kept.
         """
         watch = Watch(self, _positive(n))
+        self._check_local()
         callbacks = [watch, self.metrics, Autosave(self.saves, self._extra)]
         repetition = self.options.action_repetition
+        self._training = True
         try:
             self.agent.fit(self.farmer, None, repetition, callbacks, verbose=0, nb_episodes=n)
         finally:
+            self._training = False
             if watch.done < n:
                 say("stopped after %d of %d episodes; r(%d) goes on" % (watch.done, n, n - watch.done))
             if self.episodes:
                 say("mean return of the last %d episodes: %.1f" % (min(WINDOW, len(self.episodes)), self.mean_return()))
+        if watch.done < n:
+            self._check_local()
         return watch.done
+
+    def _check_local(self) -> None:
+        if self.local is not None and self.local.trouble is not None:
+            raise FarmError("%s\n  now: begin anew with --resume" % self.local.trouble)
+
+    def _local_ended(self) -> None:
+        """No step will come any more, so a training has to be ended as Ctrl-C ends it."""
+        if self._training:
+            _thread.interrupt_main()
 
     def test(self, n: int = 10) -> list[float]:
         """Plays n episodes without noise and without learning; returns their returns."""
@@ -514,7 +585,10 @@ def main(argv: list[str] | None = None) -> int:
 def _unattended(session: Session, n: int) -> int:
     try:
         code = 0 if session.r(n) >= n else 130
-    except (FarmError, FloatingPointError, ValueError) as error:
+    except FarmError as error:
+        print("train.py: %s: %s" % (type(error).__name__, error), file=sys.stderr)
+        code = 1
+    except (FloatingPointError, ValueError) as error:
         print("train.py: %s: %s" % (type(error).__name__, error), file=sys.stderr)
         return 1  # and the save before this one stays: these weights may be what failed
     session.save()

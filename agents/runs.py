@@ -17,9 +17,11 @@ from agents import nest
 from agents.callbacks import CallbackList, Visualizer
 from agents.interrupt import deferred_interrupt
 from agents.learner import Learner
+from agents.losses import LossLog
 
 WAIT = 30.0  #: s without any result, after which the loop says what it waits for
 GLANCE = 0.5  #: s between two looks at whether Ctrl-C was pressed
+SHOWN = 8  #: farms that it names then
 PATIENCE = 1.5  #: s after Ctrl-C that a running update is waited for; a longer one ends by itself behind the prompt
 
 log = logging.getLogger("agents")
@@ -145,7 +147,7 @@ class Run:
             except TimeoutError:
                 if time.perf_counter() - said >= WAIT:
                     said = time.perf_counter()
-                    log.warning("nothing came for %.0f s; waiting for %s", said - began, self.pool.status())
+                    log.warning("nothing came for %.0f s; %s", said - began, _in_words(self.pool.status()))
         return None
 
     def _process(self, batch: Any, i: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -222,6 +224,19 @@ class Run:
         real = {name: value for name, value in infos.items() if _is_real(value)}
         self.info_names.update(dict.fromkeys(real))
         return {name: real.get(name, np.nan) for name in self.info_names}
+
+
+def _in_words(status: dict[str, Any]) -> str:
+    """A pool's `status()` in a line, and one more for each farm up to SHOWN, those with a trouble first."""
+    farms = sorted(status.get("farms", []), key=lambda farm: farm.get("trouble") is None)
+    lines = ["waiting for %s of %s slots" % (status.get("busy", "?"), status.get("slots", "?"))]
+    for farm in farms[:SHOWN]:
+        trouble = (farm.get("trouble") or "").partition("\n")[0]
+        said = "  %s: %d slots, %d busy" % (farm["farm"], farm["slots"], farm["busy"])
+        lines.append(said + ("; " + trouble if trouble else ""))
+    if len(farms) > SHOWN:
+        lines.append("  and %d more farms" % (len(farms) - SHOWN))
+    return "\n".join(lines)
 
 
 def _is_real(value: Any) -> bool:
@@ -323,10 +338,15 @@ class PoolRun(Run):
         self.parked: list[Episode] = []  # want an action, and the steps under way already fill the budget
         self.in_step = agent.schedule == "sync"  # every turn waits for all slots, so that nothing depends on time
         self.learner: Learner | None = None
+        self.losses = LossLog()
 
     def _loop(self) -> bool:
-        if not self.training or self.in_step:
-            return super()._loop()
+        try:
+            return super()._loop() if not self.training or self.in_step else self._loop_beside_learner()
+        finally:
+            self.losses.tell(all_of_them=True)
+
+    def _loop_beside_learner(self) -> bool:
         self.learner = Learner(self.agent, self.pool.nb_slots)
         self.agent.overlap(True)
         self.learner.start()
@@ -351,6 +371,7 @@ class PoolRun(Run):
         rows: list[list[tuple[int, int]]] = [[] for _ in batches]
         # By slot over all of them: under `sync` replay must not tell who came first.
         arrived = sorted((int(slot), b, i) for b, batch in enumerate(batches) for i, slot in enumerate(batch.slot))
+        self._tell_losses(batches)
         for _, b, i in arrived:
             episode = self._row(batches[b], i, made, rows[b])
             if episode is not None:
@@ -400,7 +421,6 @@ class PoolRun(Run):
         if counted:
             self.under_way -= 1
         if batch.lost[i]:
-            log.warning("slot %d on %s: %s", episode.slot, episode.farm, batch.info[i].get("lost", "lost"))
             self._lost(episode)
             return None
         obs, reward, terminated, truncated, info = self._process(batch, i)
@@ -426,6 +446,23 @@ class PoolRun(Run):
             del self.running[episode.slot]
             return None
         return episode
+
+    def _tell_losses(self, batches: list[Any]) -> None:
+        """Says which episodes are lost, of those that went with their farm only how many."""
+        found = [(batch, int(i)) for batch in batches for i in np.flatnonzero(batch.lost)]
+        rows = [(self.running.get(int(batch.slot[i])), batch.info[i].get("lost", "lost")) for batch, i in found]
+        gone: dict[str, list[int]] = {}
+        troubles = {farm["trouble"] for farm in self.pool.status().get("farms", [])} if rows else set()
+        for episode, why in rows:
+            if episode is None:
+                continue
+            if why in troubles:
+                gone.setdefault(episode.farm, []).append(episode.slot)
+            else:
+                self.losses.lost(episode.slot, episode.farm, why)
+        for name, slots in gone.items():
+            self.losses.lost_with_farm(slots, name)
+        self.losses.tell()
 
     def _started(self, episode: Episode, obs: Any, over: bool) -> Episode | None:
         """One of the steps before the agent's first."""

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import re
 
 import gymnasium
 import numpy as np
@@ -17,8 +18,9 @@ from rl.callbacks import FileLogger, ModelIntervalCheckpoint
 from rl.memory import SequentialMemory
 from rl.random import OrnsteinUhlenbeckProcess
 
-from agents import LocalPool, ReplayMemory
+from agents import LocalPool, ReplayMemory, runs
 from agents.callbacks import CallbackList
+from agents.losses import LossLog
 
 NEVER = {"nb_steps_warmup_critic": 10**9, "nb_steps_warmup_actor": 10**9}  # no training
 SOON = {"nb_steps_warmup_critic": 10, "nb_steps_warmup_actor": 10, "batch_size": 4}
@@ -382,6 +384,12 @@ class LosingPool:
         return batch
 
 
+def told_losses(caplog):
+    """How many losses the log has told of, one by one or as more of the same."""
+    again = [int(more) for record in caplog.records for more in re.findall(r"the same (\d+) times more", record.message)]
+    return sum(again) + sum(record.message.startswith("slot ") for record in caplog.records)
+
+
 @EITHER_SCHEDULE
 @pytest.mark.parametrize("slots", [1, 2, 5])
 @pytest.mark.parametrize("each", [3, 7])
@@ -394,7 +402,7 @@ def test_a_lost_step_is_no_transition_and_does_not_count(slots, each, schedule, 
     assert sum(env.total for env in pool.envs) == 60 + len(pool.losses)
     assert stored(agent.memory) == reported(pool.envs)
     assert not all_of(agent.memory).terminated.any()
-    assert sum("slot" in record.message for record in caplog.records) == len(pool.losses) > 0
+    assert told_losses(caplog) == len(pool.losses) > 0
 
 
 class LeavingPool(LosingPool):
@@ -441,6 +449,50 @@ def test_episodes_are_exact_though_steps_are_lost():
     history = Recorder().fit(pool, nb_steps=None, nb_episodes=20, verbose=0)
     assert len(history.epoch) == 20
     assert all(steps > 0 for steps in history.history["nb_episode_steps"])
+
+
+def test_losses_for_one_reason_are_told_once_in_two_lines_and_then_counted(caplog):
+    why = "ValueError: %d is bad\n  black box, on the farm: /boxes/%d.npz\nTraceback (most recent call last):\n  File"
+    losses = LossLog()
+    with caplog.at_level(logging.WARNING, "agents"):
+        for number in range(5):
+            losses.lost(number, "farm:1", why % (number, number))
+        losses.lost(0, "farm:2", why % (0, 0))
+        losses.tell()
+        losses.tell(all_of_them=True)
+        losses.tell(all_of_them=True)
+    first, other, more = [record.message for record in caplog.records]
+    assert first == "slot 0 on farm:1: ValueError: 0 is bad\n  black box, on the farm: /boxes/0.npz"
+    assert other.startswith("slot 0 on farm:2: ")
+    assert more == "farm:1: the same 4 times more in 0 s, last in slot 4: ValueError: 0 is bad"
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG, "agents"):
+        losses.lost(0, "farm:1", why % (0, 0))
+    assert "Traceback" in caplog.records[0].message
+
+
+def test_a_long_wait_is_told_in_few_words(monkeypatch, caplog):
+    class Slow(LocalPool):
+        waits = 3
+
+        def recv(self, min_ready=1, timeout=60.0):
+            self.waits -= 1
+            if self.waits >= 0:
+                raise TimeoutError
+            return super().recv(min_ready, timeout)
+
+        def status(self):
+            farm = {"slots": 2, "busy": 1, "ledger": {"sent": 9}, "places": [{"slot": n} for n in range(64)]}
+            away = dict(farm, farm="away:1", trouble="no sign for 4 s\n  now: look there")
+            return {"slots": 22, "busy": 1, "farms": [dict(farm, farm="a:%d" % n, trouble=None) for n in range(9)] + [away]}
+
+    monkeypatch.setattr(runs, "WAIT", 0.0)
+    with caplog.at_level(logging.WARNING, "agents"):
+        Recorder().fit(Slow([Counter(5), Counter(5)]), nb_steps=5, verbose=0)
+    lines = caplog.records[0].message.splitlines()
+    assert lines[0] == "nothing came for 0 s; waiting for 1 of 22 slots"
+    assert lines[1] == "  away:1: 2 slots, 1 busy; no sign for 4 s"
+    assert lines[2:] == ["  a:%d: 2 slots, 1 busy" % n for n in range(7)] + ["  and 2 more farms"]
 
 
 def test_the_rest_of_the_budget_goes_to_other_slots_when_one_is_lost_for_good(caplog):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import signal
 
 import numpy as np
 import pytest
 from agent_parts import linear_agent
-from farms import ask_farm, farm_here
+from farms import ask_farm, farm_here, running_farm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rl.memory import SequentialMemory
@@ -158,6 +160,26 @@ def test_a_killed_worker_leaves_its_good_transitions_or_none(policy, schedule):
     assert not kept.terminated.any()
     assert agent.step == lost + 40, "steps that were made count as made"
     assert (ledger["sent"], ledger["done"], ledger["crashed"]) == (lost + 41, lost + 40, 1)
+
+
+def test_a_dead_farm_is_told_once_and_not_again_for_each_slot(caplog):
+    class KillFarm(Callback):
+        def on_step_end(self, step, logs=None):
+            dying.kill()  # its workers end with it
+
+    with (
+        running_farm("environments:CountingEnv", slots=1) as staying,
+        running_farm("environments:CountingEnv", slots=6) as dying,
+        Farmer("environments:CountingEnv", [(staying.address, 1), (dying.address, 6)]) as pool,
+        caplog.at_level(logging.WARNING),
+    ):
+        linear_agent(nb_steps_warmup_actor=10**6, nb_steps_warmup_critic=10**6).fit(
+            pool, nb_steps=300, callbacks=[KillFarm()], verbose=0
+        )
+    said = [record.message for record in caplog.records if dying.address in record.message]
+    assert len([text for text in said if "going on with 1 slots" in text]) == 1
+    [of_the_agent] = [text for text in said if "going on with" not in text]
+    assert re.fullmatch(r"%s: \d running episodes? ended with it" % dying.address, of_the_agent)
 
 
 def test_an_interrupted_episode_is_kept_under_either_policy():

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pexpect
@@ -339,6 +340,41 @@ def test_resume_without_a_checkpoint_is_refused(main):
     code, said = main("--env", "Pendulum-v1", "--slots", "1", "--resume")
     assert code == 2
     assert "no checkpoint at" in said
+
+
+def kill_local_farms(times: int) -> threading.Thread:
+    """Kills the local farm of this process, so many times, each a moment after it has begun to offer its slots."""
+
+    def kill():
+        gone = set()
+        while len(gone) < times:
+            for farm in psutil.Process().children():
+                workers = farm.children() if farm.pid not in gone and farm.status() != psutil.STATUS_ZOMBIE else []
+                if "--until-eof" in (farm.cmdline() if workers else []):
+                    time.sleep(4)
+                    gone.add(farm.pid)
+                    farm.kill()
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_local_farm_that_dies_is_started_again_and_the_training_goes_on(main):
+    thread = kill_local_farms(1)
+    assert main("--env", "Pendulum-v1", "--slots", "1", "--episodes", "20")[0] == 0
+    thread.join(1)
+    assert not thread.is_alive(), "it was not killed"
+
+
+def test_a_local_farm_that_dies_over_and_over_ends_the_training_with_words_and_code_1(main, tmp_path, monkeypatch):
+    monkeypatch.setattr("train.RESTARTS", 0)
+    kill_local_farms(1)
+    code, said = main("--env", "Pendulum-v1", "--slots", "1", "--episodes", "10000")
+    assert code == 1
+    assert "the local farm ended (code -9), see runs/Pendulum-v1/farm.log" in said
+    assert list((tmp_path / "runs/Pendulum-v1/checkpoint").glob("save-*")), "what was learnt is saved"
 
 
 def test_a_wrong_option_ends_with_code_2(capsys):
