@@ -475,6 +475,14 @@ def test_an_environment_that_a_farm_does_not_offer_is_refused_with_those_it_does
     assert (free_slots(farm), free_slots(slow_farm)) == (4, 4)
 
 
+def test_a_wrong_name_is_told_as_one_also_while_other_hosts_hold_all_slots(slow_farm):
+    with Farmer(SLOW, [(slow_farm.address, 4)]):
+        with pytest.raises(NoSuchEnvironment, match="does not offer 'environments:SlowEn'"):
+            Farmer("environments:SlowEn", [(slow_farm.address, 2)])
+        with pytest.raises(NoFreeSlot, match="other hosts hold them"):
+            Farmer(SLOW, [(slow_farm.address, 2)])
+
+
 def test_an_address_where_nothing_listens_is_told_with_what_to_do():
     port = closed_port()
     with pytest.raises(FarmUnreachable, match=rf"no farm answered at 127.0.0.1:{port} within") as caught:
