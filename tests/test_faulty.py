@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import signal
@@ -423,3 +424,13 @@ def test_a_constructor_that_begins_to_fail_is_told_and_comes_back(tmp_path):
         reader.send(0, 0.5)
         reader.read()
         assert reader.transitions[0] == 1
+
+
+def test_the_lines_that_ask_a_farm_for_its_status_are_run_as_they_stand_in_the_documentation(lasting, capsys):
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    exec(compile(code.replace("127.0.0.1:20099", lasting), "reliability.md", "exec"), {})
+    rows = [ast.literal_eval(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["slot"] for row in rows] == [0, 1]
+    for name in ("recycled", "limits", "ledger"):
+        assert name in rows[0]
