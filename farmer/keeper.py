@@ -27,11 +27,20 @@ from farmer.places import Farm, Place, key_of
 from farmer.spaces import build_space
 from farmer.tunnel import Tunnel
 from wire import codec
-from wire.errors import FarmError, FarmlistError, FarmLost, FarmRefused, FarmUnreachable, NoFreeSlot
+from wire.errors import (
+    FarmError,
+    FarmlistError,
+    FarmLost,
+    FarmRefused,
+    FarmUnreachable,
+    LeaseLost,
+    NoFreeSlot,
+    ProtocolMismatch,
+)
 
 RETRY = 0.5  #: s between tries to reach a farm that is away
 CONNECT_LIMIT = 1.0  #: s for each step of such a try
-MORE = 5.0  #: s between tries to get slots that other hosts hold
+MORE = 5.0  #: s between tries to get slots that other hosts hold, and at a farm that says no
 LOOK = 0.5  #: s between looks at the farmlist; an edit counts once two looks in a row have seen it
 
 log = logging.getLogger("farmer")
@@ -172,6 +181,7 @@ class Keeper:
         self._deal()
         for farm in self.farms:
             self.shed(farm)
+            self._forgive(farm)
         self._lock.notify_all()
         self._wake.set()
 
@@ -222,6 +232,8 @@ class Keeper:
             raise NoFreeSlot("%d slots were asked for; the farmlist has %d" % (self._slots, listed))
         free = {farm: min(farm.address.slots, int(line.about["free"])) for farm, line in lines.items()}
         if not any(free.values()):
+            for farm, line in lines.items():
+                self._check_offered(farm, line)  # a wrong name is the nearer mistake
             raise NoFreeSlot("no slot is free on %s: other hosts hold them" % ", ".join(str(f.address) for f in lines))
         if self._slots is None:
             for farm in self.farms:
@@ -230,10 +242,10 @@ class Keeper:
             for farm, count in zip(free, balance.share(list(free.values()), self._slots), strict=True):
                 farm.wanted = count
         for farm in [farm for farm, count in free.items() if farm.wanted and not count]:
-            lines.pop(farm).close()
-            farm.trouble = _few(farm.address, 0, farm.wanted)
+            with contextlib.closing(lines.pop(farm)) as line:
+                self._check_offered(farm, line)
             farm.next_try = time.monotonic() + MORE
-            log.warning("%s", farm.trouble)
+            self._tell(farm, _few(farm.address, 0, farm.wanted))
         for trouble in troubles:
             log.warning(
                 "FarmUnreachable: %s\n  now: going on with %s; it is retried all the time",
@@ -301,14 +313,39 @@ class Keeper:
             try:
                 errand(farm)
             except FarmError as error:
-                with self._lock:
-                    farm.trouble = str(error)
-                    farm.next_try = time.monotonic() + RETRY
+                self._blame(farm, error)
             except Exception as error:  # a farm must be tried again, whatever it is
                 log.exception("%s: this was not foreseen", farm.address)
                 with self._lock:
                     farm.trouble = "%s: %s" % (type(error).__name__, error)
                     farm.next_try = time.monotonic() + MORE
+
+    # Troubles.
+
+    def _blame(self, farm: Farm, error: FarmError) -> None:
+        """An errand failed. What a farm refuses it will refuse again, so it is asked seldom, but for slots."""
+        is_refused = isinstance(error, (FarmRefused, ProtocolMismatch))
+        is_final = is_refused and not isinstance(error, (NoFreeSlot, LeaseLost))
+        with self._lock:
+            farm.next_try = time.monotonic() + (MORE if is_final else RETRY)
+            if is_refused:
+                self._tell(farm, str(error))
+            elif farm.trouble is None:  # else its loss has been told, and each try has other words
+                self._tell(farm, "%s\n  now: it is retried all the time" % error)
+            else:
+                farm.trouble = str(error)
+            self._forgive(farm)
+
+    def _tell(self, farm: Farm, trouble: str | None) -> None:
+        """Notes what is wrong with a farm, and logs it when it is new."""
+        if trouble is not None and trouble != farm.trouble and not self._over:
+            log.warning("%s", trouble)
+        farm.trouble = trouble
+
+    def _forgive(self, farm: Farm) -> None:
+        """A farm that is there with all that is wanted of it has no trouble any more. The lock is held."""
+        if farm.courier is not None and len(farm.by_far) >= farm.wanted and not farm.let_go:
+            farm.trouble = None
 
     # Errands: without the lock, but where they say so.
 
@@ -334,7 +371,8 @@ class Keeper:
             if not unwanted:
                 farm.by_far, farm.let_go = {}, []
                 self._seat(farm, leased["slots"])
-                farm.courier, farm.trouble = courier, trouble
+                farm.courier = courier
+                self._tell(farm, trouble)
         if unwanted:
             with contextlib.suppress(FarmError):  # it frees a lease that nobody uses by itself
                 line.release(leased["lease"])
@@ -349,18 +387,22 @@ class Keeper:
                 line.release(lease)
                 farm.leases.remove(lease)
             about = line.describe()
+        self._check_offered(farm, line)
         count, trouble = _affordable(farm, about, 0)
-        leased = line.acquire(self.env, count)
-        try:
-            self._check_ready(farm, leased)
-        except BaseException:
-            line.release(leased["lease"])
-            raise
-        return leased, trouble
+        return line.acquire(self.env, count), trouble
 
-    def _check_ready(self, farm: Farm, leased: dict[str, Any]) -> None:
+    def _check_offered(self, farm: Farm, line: Connection) -> None:
+        """What a farm says it has is what this pool is for; asked before anything is leased.
+
+        Raises:
+            NoSuchEnvironment: it has no environment of that name; in its own words, with the names near it.
+            FarmLost: nobody can read how it describes it.
+            FarmRefused: its spaces are others than those of the first farm.
+        """
+        if self.env not in line.about["envs"]:
+            line.release(line.acquire(self.env, 1)["lease"])
         try:
-            ready = codec.decode(leased["ready"])
+            ready = codec.decode(line.about["envs"][self.env])
             spaces = build_space(ready["observation_space"]), build_space(ready["action_space"])
         except (codec.CodecError, KeyError, TypeError) as error:
             raise FarmLost("the farm at %s described its environment badly: %r" % (farm.address, error)) from None
@@ -399,7 +441,8 @@ class Keeper:
         with self._lock:
             if farm.courier is courier:
                 self._seat(farm, leased["slots"])
-                farm.trouble = trouble
+                self._tell(farm, trouble)
+                self._forgive(farm)
                 farm.next_try = time.monotonic() + MORE
 
     def _give_back(self, farm: Farm) -> None:
@@ -412,6 +455,7 @@ class Keeper:
             if farm.courier is courier:
                 farm.let_go = [number for number in farm.let_go if number not in numbers]
                 farm.next_try = 0.0
+                self._forgive(farm)
 
     def _part(self, farm: Farm) -> None:
         with self._lock:

@@ -102,7 +102,7 @@ class Farmer:
             env: a name from the farms' catalogs.
             farmlist: path of a farmlist.py, whose edits are followed, or pairs of (address, slots).
             slots: how many environments in all, dealt in proportion to the farms' slots; None takes all of the list.
-            seed: of the episodes' seeds; None leaves them to the environments.
+            seed: of the episodes' seeds; None draws other ones each time. `reset` can be given seeds of its own.
             key_file: the key of these farms; None takes FARM_KEY, or no key where that is not set either.
 
         Raises:
@@ -113,7 +113,7 @@ class Farmer:
                 list wants.
         """
         self.env = env
-        self._seeds = None if seed is None else np.random.default_rng(seed)
+        self._seeds = np.random.default_rng(seed)  # also without a seed: an episode that has one can be played again
         self._lock = threading.RLock()
         self._arrived = threading.Condition(self._lock)
         self._rows: deque[Row] = deque()
@@ -157,12 +157,17 @@ class Farmer:
     def reset(self, slots: Sequence[int], seeds: Sequence[int | None] | None = None, options: Any = None) -> None:
         """Begins an episode in each slot; its first observation comes by `recv` with `first`.
 
+        Args:
+            slots: which of the vacant ones.
+            seeds: one for each, where None leaves it to the environment; not given, the farmer draws them.
+            options: of the environment's own `reset`, the same for all.
+
         Raises:
             BadSlot: a slot is not vacant.
         """
         slots = [int(slot) for slot in slots]
         if seeds is None:
-            seeds = [None if self._seeds is None else int(self._seeds.integers(2**31)) for _ in slots]
+            seeds = [int(self._seeds.integers(2**31)) for _ in slots]
         with self._lock:
             for slot in slots:
                 place = self._place(slot)

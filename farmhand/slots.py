@@ -194,9 +194,7 @@ class Slot:
         if kind == protocol.STEP:
             self._asked, self._stepping, self._answer = seq, True, None
             if self.state is not State.READY:
-                why = "no episode runs in slot %d" % self.number
-                trouble = self._broken or self.trouble
-                return None, self._lose("%s: %s" % (why, trouble) if trouble else why)
+                return None, self._lose(self._broken or self.trouble or "no episode runs in slot %d" % self.number)
             return self._to_worker(kind, seq, body, State.STEPPING), None
         return None, _lost(seq, "a host may send reset, step and ask, not %s" % protocol.NAMES.get(kind, kind))
 

@@ -123,7 +123,9 @@ class FaultyEnv(object):
             at_episode: the episode of this object in which it happens; None is each.
             probability: of the fault in each of those places; below 1, of a step means each one from `at_step` on.
             only_if: the path of a file: nothing happens while it is not there, so a farm can start well and fail later.
-            seed: of the draws; None draws anew in every process.
+            seed: of the draws, together with the seed of each reset: the same two draw the same, so a black box comes
+                again, and no two episodes or slots are alike. None, a reset without a seed, and the constructor's own
+                fault draw anew each time: a seed alone would begin with the same draws in every environment built.
             length: steps of an episode.
             takes: seconds of an honest step.
             seconds, megabytes: how much a slow one slows down and a leaking one leaks.
@@ -139,7 +141,8 @@ class FaultyEnv(object):
         self._at, self._at_episode, self._only_if = at, at_episode, only_if
         self._length, self._takes, self._seconds, self._megabytes = length, takes, seconds, megabytes
         self._commands = commands
-        self._random = random.Random(seed)
+        self._seed = None if seed is None else int(seed)
+        self._random = random.Random()
         self._kept = []  # what a leak keeps
         self._on = None  # the fault that is on for the rest of the episode
         self._now = self._plan
@@ -157,6 +160,8 @@ class FaultyEnv(object):
         self._on = None
         self.seed_given = seed
         self._tag = random.SystemRandom().randrange(MOST) if seed is None else tag(seed)
+        is_drawn_anew = seed is None or self._seed is None
+        self._random = random.Random() if is_drawn_anew else random.Random((self._seed << 32) ^ int(seed))
         options = options or {}
         self._now = dict(self._plan, **dict((key, options[key]) for key in self._plan if key in options))
         is_told = "fault" in options

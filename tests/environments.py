@@ -165,7 +165,7 @@ class OldGymEnv(object):
 
     def __init__(self, length=5):
         self.length = length
-        self.observation_space = Box(np.zeros(2), np.full(2, 1e6), dtype="float64")
+        self.observation_space = Box(np.zeros(2), np.full(2, 2.0**32), dtype="float64")
         self.action_space = Discrete(2)
         self.steps = 0
         self.seeds = []
@@ -186,6 +186,13 @@ class OldGymEnv(object):
             info["TimeLimit.truncated"] = not done
             done = True
         return np.array([self.steps, (self.seeds or [0])[-1] or 0], "float64"), 1, done, info
+
+
+class SeedlessEnv(CountingEnv):
+    """Has no way to be given a seed."""
+
+    def reset(self):
+        return CountingEnv.reset(self)
 
 
 class PrintingEnv(CountingEnv):

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from farms import ROOT, TESTS, running_farm
+from farms import ROOT, TESTS, farm_here, running_farm
 from helpers import poll_until
 from proxy import Proxy
 
@@ -168,6 +168,33 @@ def test_seeds_of_a_seeded_farmer_repeat(farm):
             return sorted(info["seed"] for info in farmer.recv(min_ready=2).info)
 
     assert seeds() == seeds() != [None, None]
+
+
+def test_a_farmer_without_a_seed_draws_one_for_each_episode_so_that_a_black_box_can_be_played(farm):
+    def seeds():
+        with Farmer(COUNTING, [(farm.address, 2)]) as farmer:
+            farmer.reset([0, 1])
+            return [info["seed"] for info in farmer.recv(min_ready=2).info]
+
+    drawn = seeds() + seeds()
+    assert all(isinstance(seed, int) for seed in drawn)
+    assert len(set(drawn)) == 4
+
+
+def test_none_given_for_a_seed_stays_none_in_the_environment(farm):
+    with Farmer(COUNTING, [(farm.address, 1)]) as farmer:
+        farmer.reset([0], [None])
+        assert farmer.recv().info[0]["seed"] is None
+    with contextlib.closing(RemoteEnv(COUNTING, [(farm.address, 1)])) as env:
+        assert env.reset()[1]["seed"] is None
+        assert env.reset(seed=7)[1]["seed"] == 7
+
+
+@pytest.mark.parametrize("factory", ["OldGymEnv", "SeedlessEnv"])
+def test_an_environment_whose_reset_takes_no_seed_works_with_the_seeds_that_a_farmer_draws(factory):
+    with farm_here(factory) as address, Farmer("environments:" + factory, [(address, 1)]) as farmer:
+        farmer.reset([0])
+        assert not farmer.recv().lost[0]
 
 
 @pytest.mark.parametrize(
@@ -446,6 +473,14 @@ def test_an_environment_that_a_farm_does_not_offer_is_refused_with_those_it_does
     with pytest.raises(NoSuchEnvironment, match=slow_farm.address):
         Farmer(COUNTING, [(farm.address, 4), (slow_farm.address, 4)])
     assert (free_slots(farm), free_slots(slow_farm)) == (4, 4)
+
+
+def test_a_wrong_name_is_told_as_one_also_while_other_hosts_hold_all_slots(slow_farm):
+    with Farmer(SLOW, [(slow_farm.address, 4)]):
+        with pytest.raises(NoSuchEnvironment, match="does not offer 'environments:SlowEn'"):
+            Farmer("environments:SlowEn", [(slow_farm.address, 2)])
+        with pytest.raises(NoFreeSlot, match="other hosts hold them"):
+            Farmer(SLOW, [(slow_farm.address, 2)])
 
 
 def test_an_address_where_nothing_listens_is_told_with_what_to_do():

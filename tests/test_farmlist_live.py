@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import socket
 import time
 
 import numpy as np
@@ -157,6 +158,23 @@ def test_more_slots_than_the_farm_offers_take_what_there_is_and_say_so(one, list
         assert f"wants 9 slots of {one.address}, which offers 4" in row_of(farmer, one)["trouble"]
         listed((one, 4))
         poll_until(lambda: row_of(farmer, one)["wanted"] == 4, LIMIT, "the list")
+        assert row_of(farmer, one)["trouble"] is None, "nothing is missing any more"
+
+
+def test_what_an_edit_cannot_have_is_logged_once(one, listed, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nobody = "127.0.0.1:%d" % server.getsockname()[1]
+    path = listed((one, 2))
+    with Farmer(COUNTING, path) as farmer, caplog.at_level(logging.WARNING, "farmer"):
+        path.write_text(f"farmlist_base = [({one.address!r}, 9), ({nobody!r}, 1)]\n")
+        farmer.refarm()
+        poll_until(lambda: len(caplog.records) >= 2, LIMIT, "two lines in the log")
+        time.sleep(1.5)  # tries more
+        few, away = sorted((record.getMessage() for record in caplog.records), key=lambda text: "no farm" in text)
+        assert "wants 9 slots" in few
+        assert "which offers 4" in few
+        assert f"no farm answered at {nobody}" in away
+        assert "retried" in away
 
 
 def test_a_broken_edit_keeps_the_last_good_list_and_is_told_once_with_its_line(one, two, listed, caplog):

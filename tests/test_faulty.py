@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import signal
@@ -239,6 +240,23 @@ def test_a_probability_draws_by_its_own_seed():
     assert faults_of(faulty.FaultyEnv("raise", at_step=3), 3) == [(0, 3), (1, 3), (2, 3)]
 
 
+def test_an_environment_that_is_built_anew_or_in_another_slot_does_not_repeat_the_draws_of_the_first():
+    def first_fault(reset_seed):
+        env = faulty.FaultyEnv("raise", probability=0.05, seed=1, length=1000)
+        env.reset(seed=reset_seed)
+        for at in range(1, 1000):
+            try:
+                env.step(action())
+            except RuntimeError:
+                return at
+        return None
+
+    drawn = [first_fault(seed) for seed in range(20)]
+    assert len(set(drawn)) > 5, "each episode has draws of its own"
+    assert drawn == [first_fault(seed) for seed in range(20)], "which come again with its seed"
+    assert len({first_fault(None) for _ in range(20)}) > 5, "without a reset's seed they are drawn anew"
+
+
 def test_an_action_may_name_the_fault():
     env = faulty.FaultyEnv(commands=True)
     env.reset()
@@ -406,3 +424,13 @@ def test_a_constructor_that_begins_to_fail_is_told_and_comes_back(tmp_path):
         reader.send(0, 0.5)
         reader.read()
         assert reader.transitions[0] == 1
+
+
+def test_the_lines_that_ask_a_farm_for_its_status_are_run_as_they_stand_in_the_documentation(lasting, capsys):
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    exec(compile(code.replace("127.0.0.1:20099", lasting), "reliability.md", "exec"), {})
+    rows = [ast.literal_eval(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["slot"] for row in rows] == [0, 1]
+    for name in ("recycled", "limits", "ledger"):
+        assert name in rows[0]

@@ -1,5 +1,6 @@
 """Farms and hosts that vanish: frozen, killed, cut off, or talking through a wire that damages what it carries."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -165,6 +166,23 @@ def test_a_farm_that_offers_the_same_name_with_other_spaces_is_refused(farm):
             Farmer(SLOW, [(farm.address, 1), (other, 1)])
         assert farm.describe()["free"] == 4
         assert ask_farm(other, "describe")["free"] == 1
+
+
+def test_a_farm_that_is_back_with_other_spaces_is_asked_seldom_leased_never_and_told_once(farm, caplog, monkeypatch):
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(running_farm(SLOW, slots=2, kwargs={"limit": 60.0}))
+        farmer = stack.enter_context(Farmer(SLOW, [(farm.address, 2), (other.address, 2)]))
+        other.kill()
+        changed = stack.enter_context(running_farm(SLOW, slots=2, kwargs={"limit": 30.0}, port=other.port))
+        poll_until(lambda: "other spaces" in (row_of(farmer, other)["trouble"] or ""), 10, "the refusal")
+        asked, describe = [], Connection.describe
+        monkeypatch.setattr(Connection, "describe", lambda line: (asked.append(line), describe(line))[1])
+        time.sleep(2.5)
+        assert len(asked) <= 1, "a farm that says no is not asked again at once"
+        assert "released" not in changed.log()
+        told = [one for one in caplog.records if "other spaces" in one.getMessage()]
+        assert len(told) == 1
+        assert "same version" in told[0].getMessage()
 
 
 HOST = f"""
