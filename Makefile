@@ -6,6 +6,9 @@ OSIM_PYTHON ?= $(PYTHON)
 
 VENV := .venv
 OSIM := .venv-osim
+SB3 := .venv-sb3
+# Pinned, so that where pip's index has a build without CUDA, that one stays: the others are gigabytes.
+SB3_TORCH ?= torch==2.13.0
 OSIM_PINS := opensim==4.6 osim-rl==3.0.11 numpy==2.2.6 scipy==1.13.1 gym==0.26.2
 # Tests mostly wait for processes to start and end, so two at a time are nearly twice as fast; a file's run in one.
 JOBS ?= 2
@@ -14,7 +17,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check osim interpreters format bench clean $(VENV)
+.PHONY: help demo test check osim sb3 interpreters format bench clean $(VENV)
 
 help: ## show these lines
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,13 +45,15 @@ bench: $(VENV)/.made ## what a remote step costs and where it goes, beside Async
 
 osim: $(OSIM)/.made ## make the OpenSim environment, .venv-osim
 
+sb3: $(SB3)/.made ## make the environment of Stable-Baselines3, .venv-sb3
+
 interpreters: $(VENV)/.made ## make environments of other Pythons (2.7 to 3.13), for the tests
 	@$(VENV)/bin/python tests/interpreters.py || { echo; \
 	  echo "Not every Python that the tests run workers in was found, the reason stands above: their tests are skipped."; \
 	  echo "  now: install the missing ones, or name them: FARM_PYTHONS=/path/to/python2.7:/path/to/python3.6 make $@"; }
 
 clean: ## remove environments, caches and runs
-	rm -rf $(VENV) $(OSIM) .interpreters runs logs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OSIM) $(SB3) .interpreters runs logs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV): $(VENV)/.made
@@ -74,6 +79,13 @@ $(OSIM)/.made: Makefile
 	  echo "The OpenSim environment could not be made, and the reason stands above; without it its tests cannot run."; \
 	  echo "  opensim's wheels are for Linux on x86-64 (glibc 2.28 or newer), macOS and Windows: this is $$(uname -sm)"; \
 	  exit 1; }
+	@touch $@
+
+$(SB3)/.made: pyproject.toml
+	@$(call has_venv,$(PYTHON))
+	$(PYTHON) -m venv $(SB3)
+	$(SB3)/bin/python $(PIP) '$(SB3_TORCH)'
+	$(SB3)/bin/python $(PIP) -e '.[sb3]'
 	@touch $@
 
 # Debian and Ubuntu split this off, and say so only in the middle of a longer text.

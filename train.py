@@ -70,6 +70,10 @@ class Options:
     """Frames that an action is applied for, in the worker."""
     updates_per_step: float = 1.0
     """Updates of the networks for each step of the agent, 0.25 to 20."""
+    n_step: int = 1
+    """Rewards that a transition sums before it bootstraps; 3 to 5 help where reward comes late."""
+    layer_norm: bool = False
+    """LayerNorm in both networks; steadies a training with more than one update for each step."""
     normalize: Literal["auto", "on", "off"] = "auto"
     """Observations by running mean and deviation; auto: where the space has no bounds, or wide ones."""
     schedule: Literal["overlap", "sync"] = "overlap"
@@ -281,6 +285,8 @@ class Session:
             seed=options.seed,
             updates_per_step=options.updates_per_step,
             schedule=options.schedule,
+            n_step=options.n_step,
+            layer_norm=options.layer_norm,
             normalize_observations={"auto": None, "on": True, "off": False}[options.normalize],
             on_lost_episode=options.on_lost_episode,
         )

@@ -144,12 +144,15 @@ def hangs(args: argparse.Namespace) -> int:
             time.sleep(args.pause)
         blocked = driver.longest
         verdict = bench.judge(driver)
-    measured = "%d detected, %s over the deadline of %g s; %d processes left after 1 s; the learner's longest wait %.0f ms" % (
-        len(late),
-        times(late),
-        args.deadline,
-        left,
-        1e3 * blocked,
+    measured = (
+        "%d detected, %s over the deadline of %g s; %d processes left after 1 s; the learner's longest wait %.0f ms"
+        % (
+            len(late),
+            times(late),
+            args.deadline,
+            left,
+            1e3 * blocked,
+        )
     )
     wanted = "detected <= deadline + 100 ms, 0 processes left, the learner never blocks"
     return row("%d hangs (%s)" % (args.count, ", ".join(kinds)), wanted, measured, verdict)

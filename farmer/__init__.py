@@ -2,10 +2,16 @@
 
 from farmer import Farmer
 farmer = Farmer("Pendulum-v1", farmlist="farmlist.py")
+
+Importing it makes "farm/Pendulum-v1", and any other name of a farm, known to `gymnasium.make` and `gymnasium.make_vec`.
 """
 
 from farmer.env import RemoteEnv
 from farmer.farmlist import FarmAddress, load_farmlist
 from farmer.pool import Batch, Farmer
+from farmer.registry import install
+from farmer.vector import FarmVectorEnv, Ready, make_vec
 
-__all__ = ["Batch", "FarmAddress", "Farmer", "RemoteEnv", "load_farmlist"]
+__all__ = ["Batch", "FarmAddress", "FarmVectorEnv", "Farmer", "Ready", "RemoteEnv", "load_farmlist", "make_vec"]
+
+install()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,6 +25,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         farmlist: str | os.PathLike[str] | Iterable[Any] = "farmlist.py",
         timeout: float = 600.0,
         key_file: str | os.PathLike[str] | None = None,
+        render_mode: None = None,
     ):
         """Leases one slot; raises as `Farmer` does.
 
@@ -32,8 +34,14 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
             farmlist: path of a farmlist.py, or pairs of (address, slots).
             timeout: seconds that one reset or step may take.
             key_file: the farms' key, as for `Farmer`.
+            render_mode: a farm sends no pictures, so there is none but None.
         """
+        if render_mode is not None:
+            raise TypeError("render_mode=%r: a farm sends no pictures" % render_mode)
         self._farmer = Farmer(env, farmlist, slots=1, key_file=key_file)
+        self._closing = weakref.finalize(
+            self, self._farmer.close
+        )  # who forgets `close` gives the slot back all the same
         self._timeout = timeout
         self.observation_space = self._farmer.observation_space  # type: ignore[assignment]
         self.action_space = self._farmer.action_space  # type: ignore[assignment]
@@ -78,4 +86,4 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
 
     def close(self) -> None:
         """Frees the slot."""
-        self._farmer.close()
+        self._closing()

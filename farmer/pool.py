@@ -201,6 +201,21 @@ class Farmer:
         self._send([action], [slot], 1, False)
         return self.collect(1, timeout)
 
+    def hand_over(self, actions: Any, slots: Sequence[int]) -> None:
+        """`send` for a caller who collects next: no thread is woken for what his own call can carry."""
+        self._send(actions, slots, 1, self.busy > 0)
+
+    def wait_vacant(self, slots: set[int], timeout: float) -> list[int]:
+        """Those of the slots that are vacant, as soon as there is one; none after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            while True:
+                found = [slot for slot in self._vacant() if slot in slots]
+                left = deadline - time.monotonic()
+                if found or left <= 0:
+                    return found
+                self._arrived.wait(min(left, 0.5))  # after a failed reset a slot is vacant by time alone
+
     def _send(self, actions: Any, slots: Sequence[int], repeat: int, wake: bool) -> None:
         slots = [int(slot) for slot in slots]
         if len(actions) != len(slots):

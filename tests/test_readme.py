@@ -234,10 +234,16 @@ def test_opensim_is_only_a_path(checkout):
     with farm_of(farm) as address:
         (checkout / "farmlist.py").write_text(f"farmlist_base = [({address!r}, 2)]\n")
         said = at_the_prompt(
-            block("osim train"), ["r(2)", "print(farmer.observation_space.shape, farmer.action_space.shape)"]
+            block("osim train"),
+            [
+                "r(2)",
+                "print(farmer.observation_space.shape, farmer.action_space.shape)",
+                "print(agent.n_step, agent.debt.ratio, any('normalization' in layer.name for layer in agent.layers))",
+            ],
         )
     assert "mean return of the last 2 episodes" in said
     assert "(339,) (22,)" in said
+    assert "3 2.0 True" in said  # the options have come to the agent
 
 
 @pytest.mark.slow
@@ -278,6 +284,11 @@ def test_the_pool_and_one_slot_in_a_few_lines(checkout):
         pool = replaced(block("pool"), **{"127.0.0.1": farm.address})
         assert len([line for line in pool.splitlines() if line.strip()]) <= 8
         exec(compile(pool, "README.md: pool", "exec"), {})
+        vector = replaced(block("vector"), **{"127.0.0.1": farm.address, "1000": "40"})
+        found: dict[str, object] = {}
+        exec(compile(vector, "README.md: vector", "exec"), found)
+        assert found["observations"].shape == (4, 3)
+        assert found["envs"].closed
         slot = replaced(block("one slot"), **{"127.0.0.1:20099": farm.address})
         names: dict[str, object] = {}
         exec(compile(slot, "README.md: one slot", "exec"), names)

@@ -16,6 +16,7 @@ FarmError                    anything this project raises on purpose
 |-- NothingSent              `recv` was called with no command under way
 |-- BadAction                an action of the wrong shape or with NaN: refused at the host, never sent
 |-- BadSlot                  a slot that is not this pool's, or is busy, or has no episode
+|-- NotOfAFarm               an attribute or a method that only the environment's own process could answer
 `-- EnvironmentFault         the environment raised, or its worker died: the far traceback is in the text
 
 StartError                   farm.py cannot offer an environment (slave's side only)
@@ -85,6 +86,10 @@ class BadAction(FarmError, ValueError):
 
 class BadSlot(FarmError, ValueError):
     """A slot that is not this pool's, or is busy, or has no episode."""
+
+
+class NotOfAFarm(FarmError, AttributeError):
+    """An attribute or a method that only the environment's own process could answer."""
 
 
 class EnvironmentFault(FarmError):
