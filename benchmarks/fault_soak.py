@@ -31,7 +31,8 @@ def soak(args: argparse.Namespace) -> int:
 
     with Bench() as bench:
         switch = bench.folder / "harm"
-        kwargs = {"fault": INSIDE, "probability": args.inside, "only_if": str(switch), "takes": args.takes}
+        kwargs = {"fault": INSIDE, "probability": args.inside, "only_if": str(switch)}
+        kwargs.update(takes=args.takes, seconds=args.slow)  # a slow one takes as long again
         options = ["--step-timeout", "1", "--recycle-memory", "300M", "--memory", "600M", "--spares", "1"]
         env = "journal:FaultyPendulum"
         both = [Farm(bench.folder, args.slots, options, env, kwargs) for _ in range(2)]

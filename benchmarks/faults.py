@@ -537,6 +537,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
             "minutes": 60.0,
             "slots": 4,
             "takes": 0.05,
+            "slow": 0.05,
             "updates": 0.5,
             "memory": 20_000,
             "calm": 60.0,

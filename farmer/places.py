@@ -36,6 +36,7 @@ class Place:
     episode: bool = False
     last_obs: Any = None
     not_before: float = 0.0  # by time.monotonic: when it may be reset again
+    failed_resets: int = 0  # in a row
     counts: Counter[str] = field(default_factory=Counter)
 
     @property

@@ -27,9 +27,7 @@ from farmer.spaces import why_unsound
 from wire import auth, codec, protocol
 from wire.errors import BadAction, BadSlot, FarmTimeout, NothingSent
 
-RESET_RETRY = (
-    1.0  #: s before a slot whose reset failed is vacant again, so that a broken one does not keep the host busy
-)
+RESET_RETRY = 1.0  #: s before a slot whose reset failed twice running is vacant again, so that a broken one does not keep the host busy
 
 
 @dataclass
@@ -462,11 +460,14 @@ class Farmer:
         elif why is not None:
             place.episode = False
             if sent == protocol.RESET:
-                place.not_before = time.monotonic() + RESET_RETRY
+                # The first one may be a worker's death of any cause, and a spare stands: only a second one waits.
+                place.failed_resets += 1
+                if place.failed_resets > 1:
+                    place.not_before = time.monotonic() + RESET_RETRY
             self._rows.append(self._lost_row(place, why))
         elif kind == protocol.OBSERVATION:
             obs, info, env_s = value
-            place.episode, place.last_obs = True, obs
+            place.episode, place.last_obs, place.failed_resets = True, obs, 0
             self._rows.append(Row(place.slot, obs, first=True, info=info, env_s=env_s, trip_s=trip_s))
         else:
             obs, reward, terminated, truncated, info, env_s = value

@@ -1,6 +1,7 @@
 """The fault bench's checker rejects what it must, its proxy harms as it says, and short forms of its runs are clean."""
 
 import json
+import os
 import pathlib
 import re
 import signal
@@ -12,7 +13,10 @@ import time
 
 import psutil
 import pytest
+from farms import running_farm
 from helpers import poll_until
+
+from farmer import Farmer
 
 BENCHMARKS = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.append(str(BENCHMARKS))
@@ -433,6 +437,18 @@ def test_hangs_of_all_kinds_are_detected():
     assert code == 0, said
     assert "5 told as lost (5 timed out" in said
     assert "; 0 processes left after 1 s" in said
+
+
+def test_a_kill_in_the_middle_of_a_reset_costs_no_pause_and_a_second_one_does():
+    slow = "environments:SlowEnv"
+    with running_farm(slow, slots=1, kwargs={"reset_takes": 30.0}) as farm, Farmer(slow, [(farm.address, 1)]) as farmer:
+        for vacant in ([0], []):
+            farmer.reset([0])
+            poll_until(lambda: farm.status()[0]["state"] == "resetting", 10, "the reset")
+            os.kill(farm.workers()[0], signal.SIGKILL)
+            assert [row.lost for row in farmer.collect()] == [True]
+            assert farmer.vacant() == vacant
+        poll_until(lambda: farmer.vacant() == [0], 5, "the end of the pause")
 
 
 def test_ctrl_c_ends_a_run_with_all_that_it_started(tmp_path):
