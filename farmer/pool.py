@@ -27,7 +27,8 @@ from farmer.spaces import why_unsound
 from wire import auth, codec, protocol
 from wire.errors import BadAction, BadSlot, FarmTimeout, NothingSent
 
-RESET_RETRY = 1.0  #: s before a slot whose reset failed twice running is vacant again, so that a broken one does not keep the host busy
+#: s before a slot whose reset failed twice running is vacant again, so that a broken one does not keep the host busy
+RESET_RETRY = 1.0
 
 
 @dataclass

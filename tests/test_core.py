@@ -386,8 +386,9 @@ class LosingPool:
 
 def told_losses(caplog):
     """How many losses the log has told of, one by one or as more of the same."""
-    again = [int(more) for record in caplog.records for more in re.findall(r"the same (\d+) times more", record.message)]
-    return sum(again) + sum(record.message.startswith("slot ") for record in caplog.records)
+    told = [record.message for record in caplog.records]
+    again = [int(more) for text in told for more in re.findall(r"the same (\d+) times more", text)]
+    return sum(again) + sum(text.startswith("slot ") for text in told)
 
 
 @EITHER_SCHEDULE
@@ -484,7 +485,8 @@ def test_a_long_wait_is_told_in_few_words(monkeypatch, caplog):
         def status(self):
             farm = {"slots": 2, "busy": 1, "ledger": {"sent": 9}, "places": [{"slot": n} for n in range(64)]}
             away = dict(farm, farm="away:1", trouble="no sign for 4 s\n  now: look there")
-            return {"slots": 22, "busy": 1, "farms": [dict(farm, farm="a:%d" % n, trouble=None) for n in range(9)] + [away]}
+            farms = [dict(farm, farm="a:%d" % n, trouble=None) for n in range(9)]
+            return {"slots": 22, "busy": 1, "farms": [*farms, away]}
 
     monkeypatch.setattr(runs, "WAIT", 0.0)
     with caplog.at_level(logging.WARNING, "agents"):
