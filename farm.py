@@ -5,15 +5,25 @@ python farm.py Pendulum-v1 --slots 4
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
 import os
 import signal
 import sys
+from types import FrameType
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+
+    def _leave(number: int, frame: FrameType | None) -> None:
+        """Ctrl-C while the rest is imported: nothing has begun, and a traceback through it tells nobody anything."""
+        os.write(2, b"farm.py: interrupted\n")
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, _leave)
+
+import argparse
+import json
+import logging
 import threading
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import simulators
@@ -56,7 +66,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="PATH",
         help="hosts must have the same key (a file of mode 600; default: FARM_KEY, or no key)",
     )
-    parser.add_argument("--new-key", metavar="PATH", help="write a new key there, and nothing else")
+    parser.add_argument("--new-key", metavar="PATH", help="write a new key there, and start no farm; takes no ENV")
     parser.add_argument("--log-dir", metavar="DIR", help="one log a slot (default: logs/farm-PORT)")
     parser.add_argument(
         "--black-box",
@@ -82,6 +92,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.env and args.new_key is None and args.release is None:
         parser.error("the following arguments are required: ENV")
+    if args.env and args.new_key is not None:
+        parser.error("--new-key starts no farm, so it takes no ENV: make the key first, then name it with --key-file")
+    if args.env and args.release is not None:
+        parser.error("--release starts no farm, so it takes no ENV: the farm that runs is found by its --port")
     if args.slots < 1:
         parser.error("--slots must be at least 1, not %d" % args.slots)
     for option in ("start_timeout", "reset_timeout", "step_timeout"):
@@ -219,9 +233,10 @@ def make_folder(path: str) -> None:
 
 def say(supervisor: Supervisor, version: str, host: str, port: int, has_key: bool) -> None:
     """What is offered, and the line to paste into farmlist.py."""
+    slots = len(supervisor.slots)
     print(
-        "farm at %s:%d, %d slots, Python %s, logs in %s"
-        % (host, port, len(supervisor.slots), version, supervisor.log_dir)
+        "farm at %s:%d, %d slot%s, Python %s, logs in %s"
+        % (host, port, slots, "" if slots == 1 else "s", version, supervisor.log_dir)
     )
     for name, ready in supervisor.ready.items():
         about = codec.decode(ready)
@@ -231,7 +246,7 @@ def say(supervisor: Supervisor, version: str, host: str, port: int, has_key: boo
         )
     print("  %s" % supervisor.about_spares)
     where = host if port == PORT else "%s:%d" % (host, port)
-    print("in farmlist.py: farmlist_base = [(%r, %d)]" % (where, len(supervisor.slots)))
+    print("in farmlist.py: farmlist_base = [(%r, %d)]" % (where, slots))
     if has_key:
         print("hosts need its key: train.py --key-file PATH, or FARM_KEY in their environment")
     print("Ctrl-C stops it.", flush=True)

@@ -6,547 +6,36 @@ python train.py --env Pendulum-v1 --episodes 100           the same, unattended
 
 from __future__ import annotations
 
-import _thread
-import atexit
-import builtins
-import contextlib
-import functools
-import logging
 import os
-import re
-import subprocess
+import signal
 import sys
+from types import FrameType
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+
+    def _leave(number: int, frame: FrameType | None) -> None:
+        """Ctrl-C while the rest is imported: nothing has begun, and a traceback through it tells nobody anything."""
+        os.write(2, b"train.py: interrupted\n")
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, _leave)
+
+import atexit
+import contextlib
+import logging
 import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import numpy as np
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from agents import make_ddpg, make_sac
-from agents.callbacks import Callback
-from agents.checkpoint import Autosave, Checkpointer
-from agents.metrics import MetricsLogger, plot_metrics
-from agents.offpolicy import OffPolicyAgent
-from farmer import Farmer
-from farmer.places import LOST_BUCKETS
-from wire.errors import FarmError, FarmlistError
+from desk.folder import Folder
+from desk.options import Options
+from desk.screen import shell
+from wire.errors import FarmError
 
-ROOT = Path(__file__).resolve().parent
-AGENTS: dict[str, Callable[..., OffPolicyAgent]] = {"ddpg": make_ddpg, "sac": make_sac}
-WINDOW = 10  #: episodes of the running mean
-START_LIMIT = 150.0  #: s for a local farm to come up
-RESTARTS = 3  #: times an hour that a local farm which has ended is started again
-console = Console()
-
-
-@dataclass(frozen=True)
-class Options:
-    """A training session over the farms of farmlist.py."""
-
-    env: str
-    """A name from the farms' catalogs, as Pendulum-v1 or osim:L2M2019."""
-    agent: str = "ddpg"
-    """Which agent learns: ddpg or sac."""
-    farmlist: Path | None = None
-    """The list of farms; ./farmlist.py by default. Without one a local farm is started."""
-    key_file: Path | None = None
-    """The farms' key, a file of mode 600; by default the key in FARM_KEY, or none."""
-    slots: int | None = None
-    """Environments at a time; all of the list by default, one a core on a local farm."""
-    seed: int | None = None
-    """Of networks, noise and episodes."""
-    episodes: int = 0
-    """Train so many at once; without a prompt, 100."""
-    out: Path | None = None
-    """Folder for checkpoint and learning curve; runs/ENV by default."""
-    python: Path | None = None
-    """The simulator's Python, for a local farm."""
-    resume: bool = False
-    """Load the folder's checkpoint before training."""
-    action_repetition: int = 1
-    """Frames that an action is applied for, in the worker."""
-    updates_per_step: float = 1.0
-    """Updates of the networks for each step of the agent, 0.25 to 20."""
-    n_step: int = 1
-    """Rewards that a transition sums before it bootstraps; 3 to 5 help where reward comes late."""
-    layer_norm: bool = False
-    """LayerNorm in both networks; steadies a training with more than one update for each step."""
-    normalize: Literal["auto", "on", "off"] = "auto"
-    """Observations by running mean and deviation; auto: where the space has no bounds, or wide ones."""
-    schedule: Literal["overlap", "sync"] = "overlap"
-    """Learn while environments step, or in turns that a seed reproduces exactly."""
-    on_lost_episode: Literal["keep", "drop"] = "keep"
-    """What becomes of the steps before the one that was lost with its worker or farm: learnt from, or taken out."""
-    autosave: float = 10.0
-    """Minutes between checkpoints while it trains; 0: only save() writes one."""
-    keep: int = 3
-    """Checkpoints that stay."""
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One finished training episode."""
-
-    reward: float
-    steps: int
-    slot: int
-    farm: str
-    seconds: float  # of training, all sessions, when it ended
-
-
-class LocalFarm:
-    """A farm on this machine as a child, for a user who has no farmlist yet. It ends with this process.
-
-    Attributes:
-        address: of it, and how many slots it has.
-        trouble: why it ended for good, None while it runs.
-    """
-
-    def __init__(self, options: Options, folder: Path, on_end: Callable[[], None]):
-        """Starts it and waits until it offers the environment.
-
-        Args:
-            options: what it shall offer.
-            folder: for its logs.
-            on_end: called, by a thread, when it has ended for good.
-
-        Raises:
-            FarmError: it did not start; what it said is in the text.
-        """
-        self.slots = options.slots or os.cpu_count() or 1
-        command = [sys.executable, str(ROOT / "farm.py"), options.env, "--slots", str(self.slots), "--until-eof"]
-        command += ["--log-dir", str(folder / "logs")]
-        command += ["--python", str(options.python)] if options.python else []
-        command += ["--key-file", str(options.key_file)] if options.key_file else []
-        self._command = command
-        folder.mkdir(parents=True, exist_ok=True)
-        self.log = folder / "farm.log"
-        self.log.write_bytes(b"")
-        self.trouble: str | None = None
-        self._on_end = on_end
-        self._restarted: list[float] = []
-        self._stopping = threading.Event()
-        self._lock = threading.Lock()  # of the process, against a stop while it is started again
-        self._process = self._start(0)
-        self.address = self._wait()
-        threading.Thread(target=self._look_after, name="local farm", daemon=True).start()
-
-    def _start(self, port: int) -> subprocess.Popen[str]:
-        with open(self.log, "ab") as log:
-            return subprocess.Popen(
-                [*self._command, "--port", str(port)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                start_new_session=True,
-            )
-
-    def _look_after(self) -> None:
-        """Starts it again at its address when it ends, so that the farmer finds it there; not over and over."""
-        while not self._stopping.wait(0.5):
-            code = self._process.poll()
-            if code is None:
-                continue
-            now = time.monotonic()
-            self._restarted = [before for before in self._restarted if now - before < 3600]
-            told = "the local farm ended (code %d), see %s" % (code, self.log)
-            if len(self._restarted) >= RESTARTS:
-                self._give_up(told)
-                return
-            self._restarted.append(now)
-            say("%s; it is started again" % told)
-            try:
-                with self._lock:
-                    if self._stopping.is_set():
-                        return
-                    self._end()
-                    self._process = self._start(int(self.address[0].rpartition(":")[2]))
-                self._wait()
-            except (FarmError, OSError) as error:
-                self._give_up("%s; %s" % (told, error))
-                return
-
-    def _give_up(self, why: str) -> None:
-        if not self._stopping.is_set():
-            self.trouble = why
-            self._on_end()
-
-    def _wait(self) -> tuple[str, int]:
-        assert self._process.stdout is not None
-        patience = threading.Timer(START_LIMIT, self._process.kill)
-        patience.start()
-        try:
-            line = self._process.stdout.readline()
-        except BaseException:
-            self.stop()
-            raise
-        finally:
-            patience.cancel()
-        found = re.match(r"farm at (\S+?),", line)
-        if found is None:
-            self.stop()
-            said = [text for text in self.log.read_text(errors="replace").splitlines() if text]
-            raise FarmError("the local farm did not start:\n  " + "\n  ".join(said[-12:]))
-        return found.group(1), self.slots
-
-    def stop(self) -> None:
-        """Ends it and its workers, within about 6 s."""
-        self._stopping.set()
-        with self._lock:
-            self._end()
-
-    def _end(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(6.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-
-
-class Watch(Callback):
-    """keras-rl callback of a session: keeps the episodes, shows where the training is."""
-
-    def __init__(self, session: Session, total: int):
-        super().__init__()
-        self.session = session
-        self.total = total
-        self.done = self.steps = 0
-        self._began = self._shown = time.monotonic()
-        self._updates = session.agent.nb_updates
-        self._bar: Progress | None = None
-
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        if not console.is_terminal:
-            return
-        text = "{task.fields[told]}"
-        self._bar = Progress(
-            TextColumn("{task.completed}/{task.total}"),
-            BarColumn(20),
-            TextColumn(text),
-            TimeElapsedColumn(),
-            console=console,
-        )
-        self._task = self._bar.add_task("", total=self.total, told="first steps")
-        self._bar.start()
-
-    def on_step_end(self, step: int, logs: dict[str, Any] | None = None) -> None:
-        self.steps += 1
-        if time.monotonic() - self._shown > 0.25 and self._bar is not None:
-            self._shown = time.monotonic()
-            self._bar.update(self._task, completed=self.done, told=self.told())
-
-    def on_episode_end(self, episode: int, logs: dict[str, Any] | None = None) -> None:
-        logs = logs or {}
-        self.done += 1
-        seconds = self.session.seconds + time.monotonic() - self._began
-        self.session.episodes.append(
-            Episode(
-                float(logs["episode_reward"]),
-                int(logs["nb_episode_steps"]),
-                int(logs["slot"]),
-                str(logs["farm"]),
-                seconds,
-            )
-        )
-        if self._bar is not None:
-            self._bar.update(self._task, completed=min(self.done, self.total), told=self.told())
-        elif self.done % WINDOW == 0 or self.done == self.total:
-            print("episode %d/%d  %s" % (self.done, self.total, self.told()), flush=True)
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        self.session.seconds += time.monotonic() - self._began
-        if self._bar is not None:
-            self._bar.update(self._task, completed=min(self.done, self.total), told=self.told())
-            self._bar.stop()
-
-    def told(self) -> str:
-        """One line: mean return, steps/s, updates/s, busy slots."""
-        seconds = max(time.monotonic() - self._began, 1e-9)
-        updates = self.session.agent.nb_updates - self._updates
-        return "return %8.1f (last %d)  %5.0f steps/s  %5.0f updates/s  busy %d/%d" % (
-            self.session.mean_return(),
-            WINDOW,
-            self.steps / seconds,
-            updates / seconds,
-            self.session.farmer.busy,
-            self.session.farmer.nb_slots,
-        )
-
-
-class Session:
-    """Everything behind the prompt."""
-
-    def __init__(self, options: Options):
-        """Finds or starts farms and builds the agent.
-
-        Raises:
-            FarmError: no farm, or none that offers the environment.
-            ValueError: the agent does not exist, or does not fit the environment.
-        """
-        if options.agent not in AGENTS:
-            raise ValueError("no agent %r\n  there are: %s" % (options.agent, ", ".join(AGENTS)))
-        if options.action_repetition < 1:
-            raise ValueError("--action-repetition must be at least 1, not %d" % options.action_repetition)
-        if options.autosave < 0:
-            raise ValueError("--autosave must be 0 (never) or minutes, not %g" % options.autosave)
-        self.options = options
-        self.out = options.out or Path("runs") / re.sub(r"[^\w.-]+", "_", options.env)
-        self.episodes: list[Episode] = []
-        self.seconds = 0.0
-        self.local: LocalFarm | None = None
-        self._training = False
-        self.saves = Checkpointer(self.out / "checkpoint", options.keep, 60 * options.autosave or None)
-        self.metrics = MetricsLogger(self.out)
-        self.farmer = self._farmer()
-        try:
-            self.agent = self._agent()
-            if options.resume:
-                self.load()
-        except BaseException:
-            self.close()
-            raise
-
-    def _farmer(self) -> Farmer:
-        path = self.options.farmlist or Path("farmlist.py")
-        if self.options.farmlist is None and not path.exists():
-            say("no farmlist.py here: starting a local farm (copy farmlist.example.py to use other machines)")
-            self.local = LocalFarm(self.options, self.out, self._local_ended)
-            farms: Any = [self.local.address]
-        else:
-            farms = path
-        try:
-            options = self.options
-            return Farmer(options.env, farms, slots=options.slots, seed=options.seed, key_file=options.key_file)
-        except BaseException:
-            if self.local is not None:
-                self.local.stop()
-            raise
-
-    def _agent(self) -> OffPolicyAgent:
-        options = self.options
-        agent = AGENTS[options.agent](
-            self.farmer.observation_space,
-            self.farmer.action_space,
-            seed=options.seed,
-            updates_per_step=options.updates_per_step,
-            schedule=options.schedule,
-            n_step=options.n_step,
-            layer_norm=options.layer_norm,
-            normalize_observations={"auto": None, "on": True, "off": False}[options.normalize],
-            on_lost_episode=options.on_lost_episode,
-        )
-        agent.fault_folder = self.out
-        return agent
-
-    def r(self, n: int = 100) -> int:
-        """Trains n episodes; Ctrl-C ends it at once and keeps what was learnt.
-
-        Returns:
-            How many were trained.
-
-        Raises:
-            ValueError: n is no number of episodes.
-            FloatingPointError: the training has diverged.
-            FarmError: the farms failed in a way that it cannot go on with; what was learnt is kept.
-        """
-        watch = Watch(self, _positive(n))
-        self._check_local()
-        callbacks = [watch, self.metrics, Autosave(self.saves, self._extra)]
-        repetition = self.options.action_repetition
-        self._training = True
-        try:
-            self.agent.fit(self.farmer, None, repetition, callbacks, verbose=0, nb_episodes=n)
-        finally:
-            self._training = False
-            if watch.done < n:
-                say("stopped after %d of %d episodes; r(%d) goes on" % (watch.done, n, n - watch.done))
-            if self.episodes:
-                say("mean return of the last %d episodes: %.1f" % (min(WINDOW, len(self.episodes)), self.mean_return()))
-        if watch.done < n:
-            self._check_local()
-        return watch.done
-
-    def _check_local(self) -> None:
-        if self.local is not None and self.local.trouble is not None:
-            raise FarmError("%s\n  now: begin anew with --resume" % self.local.trouble)
-
-    def _local_ended(self) -> None:
-        """No step will come any more, so a training has to be ended as Ctrl-C ends it."""
-        if self._training:
-            _thread.interrupt_main()
-
-    def test(self, n: int = 10) -> list[float]:
-        """Plays n episodes without noise and without learning; returns their returns."""
-        repetition = self.options.action_repetition
-        history = self.agent.test(self.farmer, _positive(n), repetition, visualize=False, verbose=0)
-        returns = [float(value) for value in history.history.get("episode_reward", [])]
-        if returns:
-            say("test: mean return %.1f over %d episodes (sd %.1f)" % (np.mean(returns), len(returns), np.std(returns)))
-        return returns
-
-    def save(self, path: str | os.PathLike[str] | None = None) -> Path:
-        """Saves everything: weights, optimizers, targets, replay, random states, counters, history."""
-        saves = self.saves if path is None else Checkpointer(path, self.options.keep)
-        made = saves.save(self.agent, self._extra())
-        say("saved to %s" % made)
-        return made
-
-    def load(self, path: str | os.PathLike[str] | None = None) -> Path:
-        """Loads the newest whole save.
-
-        Raises:
-            FileNotFoundError, ValueError: nothing there, or it does not fit; everything stays as it was.
-        """
-        saves = self.saves if path is None else Checkpointer(path, self.options.keep)
-        extra = saves.load(self.agent)
-        assert saves.loaded is not None
-        self.episodes = [Episode(*row) for row in extra.get("episodes", [])]
-        self.seconds = extra.get("seconds", 0.0)
-        if extra.get("env", self.options.env) != self.options.env:
-            say("note: it was trained on %s" % extra["env"])
-        told = "loaded %s: %d episodes, %d steps, %d updates, mean return %.1f"
-        say(told % (saves.loaded, len(self.episodes), self.agent.step, self.agent.nb_updates, self.mean_return()))
-        return saves.loaded
-
-    def _extra(self) -> dict[str, Any]:
-        rows = [[e.reward, e.steps, e.slot, e.farm, e.seconds] for e in self.episodes]
-        return {"env": self.options.env, "episodes": rows, "seconds": self.seconds}
-
-    def status(self) -> None:
-        """Shows farms, slots and the ledger of steps; of slots only those that lost some."""
-        status = self.farmer.status()
-        if status["farmlist"]:
-            say("the farmlist is broken, the list before counts: " + status["farmlist"].replace("\n", "\n  "))
-        for farm in status["farms"]:
-            say(
-                "%s%s  %d of %d slots, %d busy; %s"
-                % (
-                    farm["farm"],
-                    " (leaving)" if farm["leaving"] else "",
-                    farm["slots"],
-                    farm["wanted"],
-                    farm["busy"],
-                    _ends(farm["ledger"]),
-                )
-            )
-            for place in farm["places"]:
-                if any(place["ledger"][bucket] for bucket in LOST_BUCKETS):
-                    say("  slot %d: %s" % (place["slot"], _ends(place["ledger"])))
-            if farm["dropped"]:
-                say("  %d late replies that nobody waited for any more" % farm["dropped"])
-            if farm["trouble"]:
-                say("  " + farm["trouble"].replace("\n", "\n  "))
-        say("%d episodes, %d steps, %d updates" % (len(self.episodes), self.agent.step, self.agent.nb_updates))
-
-    def plot(self, path: str | os.PathLike[str] | None = None) -> Path:
-        """Draws the learning curve to a PNG, and inline in a notebook; losses, speeds and times to metrics.png."""
-        from matplotlib.figure import Figure
-
-        file = Path(path or self.out / "returns.png")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        returns = [episode.reward for episode in self.episodes]
-        steps = np.cumsum([episode.steps for episode in self.episodes])
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        axes = figure.subplots()
-        axes.plot(steps, returns, ".", alpha=0.4, label="episode")
-        means = [np.mean(returns[max(0, i - WINDOW + 1) : i + 1]) for i in range(len(returns))]
-        axes.plot(steps, means, label="mean of the last %d" % WINDOW)
-        axes.set(xlabel="environment steps", ylabel="return", title="%s, %s" % (self.options.env, self.options.agent))
-        axes.legend()
-        axes.grid(alpha=0.3)
-        figure.savefig(file, dpi=120)
-        shell = _shell()
-        if shell is not None and shell.has_trait("kernel"):
-            from IPython.display import Image, display
-
-            display(Image(str(file)))
-        say("learning curve: %s" % file)
-        if (self.out / "metrics.jsonl").exists():
-            say(
-                "losses, speeds, times: %s" % plot_metrics(self.out, file.parent / "metrics.png", str(axes.get_title()))
-            )
-        return file
-
-    def refarm(self) -> None:
-        """Reads the farmlist again, at once; edits are followed without this, within seconds.
-
-        Raises:
-            FarmlistError: it is broken; the farms stay as they were.
-        """
-        try:
-            self.farmer.refarm()
-        except FarmlistError as error:
-            raise FarmlistError("%s\nthe farms stay as they were" % error) from None
-        self.status()
-
-    def mean_return(self) -> float:
-        """Of the last WINDOW episodes; nan before the first."""
-        last = [episode.reward for episode in self.episodes[-WINDOW:]]
-        return float(np.mean(last)) if last else float("nan")
-
-    def close(self) -> None:
-        """Frees all slots and ends a local farm."""
-        self.metrics.close()
-        self.farmer.close()
-        if self.local is not None:
-            self.local.stop()
-            self.local = None
-
-    def greet(self) -> None:
-        """Says what there is to type."""
-        say("%s on %s, %d slots" % (self.options.agent, self.options.env, self.farmer.nb_slots))
-        say("r(n) train   test(n) evaluate   save() load()   status() plot() refarm()   agent, farmer, session")
-
-    def names(self) -> dict[str, Any]:
-        """What the prompt offers; there a mistake is told in a line, where the session's own methods raise."""
-        verbs = (self.r, self.test, self.save, self.load, self.status, self.plot, self.refarm)
-        return dict({verb.__name__: _told(verb) for verb in verbs}, agent=self.agent, farmer=self.farmer, session=self)
-
-
-def _ends(ledger: dict[str, int]) -> str:
-    """How many steps were sent, and what became of them."""
-    ends = ", ".join("%d %s" % (count, name) for name, count in ledger.items() if count and name != "sent")
-    return "%d steps sent%s" % (ledger["sent"], ": " + ends if ends else "")
-
-
-def say(text: str) -> None:
-    """A line for people, never wrapped: it may be read by `grep`."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _told(verb: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(verb)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            result = verb(*args, **kwargs)
-        except (FarmError, FloatingPointError, ValueError, OSError) as error:
-            say("%s: %s" % (type(error).__name__, error))
-            return None
-        return result if verb.__name__ == "test" else None  # the others have said theirs
-
-    return call
-
-
-def _positive(n: int) -> int:
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise ValueError("how many episodes? A whole number from 1, not %r" % (n,))
-    return n
-
-
-def _shell() -> Any:
-    return getattr(builtins, "get_ipython", lambda: None)()
+if TYPE_CHECKING:
+    from desk.session import Session
 
 
 def open_session(argv: list[str] | None = None) -> Session | None:
@@ -556,52 +45,108 @@ def open_session(argv: list[str] | None = None) -> Session | None:
     for library in ("absl", "tensorflow", "h5py", "matplotlib"):
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
-        session = Session(options)
-    except (FarmError, ValueError, FileNotFoundError) as error:
-        print("train.py: %s: %s" % (type(error).__name__, error), file=sys.stderr)
+        options.check()
+        folder = Folder(options.folder)
+    except (FarmError, ValueError) as error:
+        complain(error)
+        return None
+    try:
+        session = _session(options, folder)
+    except BaseException as error:
+        folder.free()
+        if not isinstance(error, FarmError | ValueError | OSError):
+            raise
+        complain(error)
         return None
     atexit.register(session.close)
     return session
+
+
+def _session(options: Options, folder: Folder) -> Session:
+    from desk.session import Session  # and TensorFlow, which takes seconds: a mistake in an option is told before
+
+    if getattr(signal.getsignal(signal.SIGINT), "__name__", "") == "_leave":
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return Session(options, folder)
+
+
+def complain(error: BaseException) -> None:
+    """What went wrong, in words."""
+    print("train.py: %s: %s" % (type(error).__name__, error), file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Trains unattended.
 
     Returns:
-        The exit code: 0, 1 when the training failed, 2 when it could not start, 130 when it was interrupted.
+        The exit code: 0, 1 when the training failed, 2 when it could not start, 130 when Ctrl-C ended it and 143 when
+        SIGTERM did.
     """
+    session = None
     try:
         session = open_session(argv)
+        return 2 if session is None else _unattended(session)
     except KeyboardInterrupt:
+        print("train.py: interrupted", file=sys.stderr)
         return 130
-    if session is None:
-        return 2
-    try:
-        return _unattended(session, session.options.episodes or 100)
     finally:
-        session.close()
+        if session is not None:
+            session.close()
 
 
-def _unattended(session: Session, n: int) -> int:
+def _unattended(session: Session) -> int:
+    n = session.options.episodes or 100
+    with _ended_by_sigterm() as terminated:
+        try:
+            code = 0 if session.r(n) >= n else 130
+        except KeyboardInterrupt:  # before or after its loop, which ends by itself
+            code = 130
+        except (FarmError, OSError) as error:
+            complain(error)
+            code = 1
+        except (FloatingPointError, ValueError) as error:
+            complain(error)
+            return 1  # and the save before this one stays: these weights may be what failed
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end is under way
+        try:
+            session.save()
+            session.plot()
+        except (FarmError, FloatingPointError, ValueError, OSError) as error:
+            complain(error)
+            return 1
+    return 143 if code == 130 and terminated.is_set() else code
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[threading.Event]:
+    """SIGTERM ends the training as Ctrl-C does, also where that is ignored (`... &` in a script); gives whether it came."""
+    from agents.interrupt import stop_loops
+
+    terminated = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        terminated.set()
+        if not stop_loops():
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
     try:
-        code = 0 if session.r(n) >= n else 130
-    except FarmError as error:
-        print("train.py: %s: %s" % (type(error).__name__, error), file=sys.stderr)
-        code = 1
-    except (FloatingPointError, ValueError) as error:
-        print("train.py: %s: %s" % (type(error).__name__, error), file=sys.stderr)
-        return 1  # and the save before this one stays: these weights may be what failed
-    session.save()
-    session.plot()
-    return code
+        yield terminated
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":
-    if _shell() is None and not sys.flags.interactive:
+    if shell() is None and not sys.flags.interactive:
         sys.exit(main())
-    session = open_session(sys.argv[1:])
+    try:
+        session = open_session(sys.argv[1:])
+    except KeyboardInterrupt:
+        print("train.py: interrupted", file=sys.stderr)
+        session = None
     if session is not None:
-        globals().update(session.names())
+        names = session.names()
+        globals().update(names)
         session.greet()
         if session.options.episodes:
-            session.r(session.options.episodes)
+            names["r"](session.options.episodes)

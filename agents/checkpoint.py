@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -37,6 +36,11 @@ import numpy as np
 
 from agents.callbacks import Callback
 from agents.memory import ReplayMemory
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT = 2
 SEGMENT_BYTES = 256 << 20  #: about what a segment holds at most: as much is copied from the replay at a time
@@ -105,6 +109,10 @@ class Checkpointer:
         self.loaded: Path | None = None
         self._damaged: set[Path] = set()  # saves that `load` found so: they do not count among those kept
         self._last = time.monotonic()
+
+    def found(self) -> list[Path]:
+        """The saves in the folder, newest first, whole or not."""
+        return _saves(self.folder)
 
     def due(self) -> bool:
         """Whether `every_s` have passed since the last save, tried or done."""
@@ -175,7 +183,7 @@ class Checkpointer:
             _written[memory] = lineage  # under a name of its own: it may go on from a save that is not the newest
             agent.load_state(arrays, manifest["values"])
         self.loaded, self._last = path, time.monotonic()
-        log.info("loaded %s, written %s", path, manifest["written"])
+        log.debug("loaded %s, written %s", path, manifest["written"])
         return dict(manifest["extra"])
 
     # Saving.
@@ -606,6 +614,10 @@ def _locked(folder: Path, exclusive: bool) -> Iterator[None]:
     Raises:
         TimeoutError: another one did not end within LOCK_LIMIT.
     """
+    if fcntl is None:
+        log.debug("no locks on this system: one saver must do")
+        yield
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         end = time.monotonic() + LOCK_LIMIT

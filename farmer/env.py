@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import gymnasium
+from gymnasium.error import ClosedEnvironmentError
 
 from farmer.pool import Farmer, Row
 from wire.errors import BadSlot, EnvironmentFault, NothingSent
@@ -51,9 +52,11 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         """Begins an episode.
 
         Raises:
+            ClosedEnvironmentError: after `close`.
             EnvironmentFault: it raised, or its worker died; reset again to go on.
             FarmTimeout: it did not answer within the limit.
         """
+        self._check_open()
         super().reset(seed=seed)  # gymnasium's own generator, for wrappers; the environment gets the seed on its farm
         self._farmer.abandon()
         while not self._farmer.vacant():
@@ -70,12 +73,18 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         """One step.
 
         Raises:
+            ClosedEnvironmentError: after `close`.
             BadAction: a wrong shape or NaN; nothing was sent.
             EnvironmentFault: it raised, or its worker died; the step is no transition, reset to go on.
             FarmTimeout: it did not answer within the limit; its late answer is nobody's.
         """
+        self._check_open()
         row = self._one(self._farmer.call(action, 0, self._timeout))
         return row.obs, row.reward, row.terminated, row.truncated, row.info
+
+    def _check_open(self) -> None:
+        if not self._closing.alive:
+            raise ClosedEnvironmentError("the environment %s is closed: make a new one" % self._farmer.env)
 
     def _one(self, rows: list[Row]) -> Row:
         if not rows:

@@ -105,12 +105,17 @@ class Farmer:
             key_file: the key of these farms; None takes FARM_KEY, or no key where that is not set either.
 
         Raises:
+            ValueError: slots below 1, or a negative seed.
             BadKey: the key file cannot be used.
             FarmlistError: the list is missing or wrong.
             FarmUnreachable: no farm of the list answered.
             FarmRefused: a farm does not offer `env`, or not with the spaces of the first, or has fewer slots than the
                 list wants.
         """
+        if slots is not None and slots < 1:
+            raise ValueError("slots must be 1 or more, or None for all of the farmlist, not %r" % slots)
+        if seed is not None and seed < 0:
+            raise ValueError("seed must be 0 or more, or None, not %r" % seed)
         self.env = env
         self._seeds = np.random.default_rng(seed)  # also without a seed: an episode that has one can be played again
         self._lock = threading.RLock()

@@ -16,7 +16,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 LEARNER = {"tensorflow", "keras", "rl"}
-OURS = {"agents", "farm", "farmer", "farmhand", "simulators", "train", "wire"}
+OURS = {"agents", "desk", "farm", "farmer", "farmhand", "simulators", "train", "wire"}
 # Imports what is in no environment but its own; tests/test_sb3.py runs it there.
 ELSEWHERE = {ROOT / "farmer" / "sb3.py"}
 # What a module imports that talks to another process or machine.
@@ -36,11 +36,11 @@ class Rule(NamedTuple):
 
 RULES = {
     "farmhand knows no learner and no host": Rule(
-        ["farmhand/**/*.py", "farm.py"], LEARNER | {"farmer", "agents", "train"}
+        ["farmhand/**/*.py", "farm.py"], LEARNER | {"farmer", "agents", "desk", "train"}
     ),
-    "farmer knows no slave and no learner": Rule(["farmer/**/*.py"], LEARNER | {"farmhand", "agents", "train", "farm"}),
+    "farmer knows no slave and no learner": Rule(["farmer/**/*.py"], LEARNER | {"farmhand", "agents", "desk", "train", "farm"}),
     "wire knows neither side": Rule(["wire/**/*.py"], LEARNER | (OURS - {"wire"})),
-    "agents know no wire": Rule(["agents/**/*.py"], {"Pyro4", "wire", "farmhand", "farm", "farmer", "train"}),
+    "agents know no wire": Rule(["agents/**/*.py"], {"Pyro4", "wire", "farmhand", "farm", "farmer", "desk", "train"}),
     "recipes are data, and read nothing of ours": Rule(["simulators/**/*.py"], OURS | LEARNER | {"Pyro4"}),
     "slots, balance and codec know no network and no process": Rule(
         ["farmhand/slots.py", "farmer/balance.py", "wire/codec.py"], OUTSIDE
@@ -132,6 +132,12 @@ def test_a_package_imports_nothing_forbidden_when_run(package, never):
 def test_farm_py_starts_without_a_learner():
     loaded = loaded_with(["farm"])
     assert "farm" in loaded
+    assert not loaded & (LEARNER | {"farmer", "agents"})
+
+
+def test_train_py_reads_its_options_before_it_waits_for_a_learner():
+    loaded = loaded_with(["train"])
+    assert "train" in loaded
     assert not loaded & (LEARNER | {"farmer", "agents"})
 
 

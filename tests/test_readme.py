@@ -188,16 +188,17 @@ def test_the_same_without_a_prompt(checkout):
 
 
 def test_the_names_at_the_prompt_are_those_of_the_table():
-    import train
+    from desk import session
+    from desk.options import Options
 
     table = README.partition("## At the prompt")[2].partition("\n## ")[0]
     named = set(re.findall(r"`(\w+)(?:\(n?\))?`", table.partition("`python train.py")[0]))
     verbs = set(
-        re.findall(r"self\.(\w+)", re.search(r"verbs = \((.*?)\)", pathlib.Path(train.__file__).read_text())[1])
+        re.findall(r"self\.(\w+)", re.search(r"verbs = \((.*?)\)", pathlib.Path(session.__file__).read_text())[1])
     )
     assert verbs | {"agent", "farmer", "session"} == named
     options = set(re.findall(r"`--(\w+)`", table))
-    assert options <= set(train.Options.__dataclass_fields__)
+    assert options <= set(Options.__dataclass_fields__)
 
 
 def test_the_farmlist_with_a_tunnel_loads(tmp_path):

@@ -3,6 +3,7 @@
 FarmError                    anything this project raises on purpose
 |-- FarmlistError            farmlist.py is missing, broken or of the wrong shape (file and line)
 |-- BadKey                   a key file (or FARM_KEY) that is missing, open to others, or holds no key
+|-- BadFolder                the folder of a training cannot be written, or another training has it
 |-- FarmUnreachable          no farm answered at an address
 |-- FarmTimeout              nothing came in time
 |-- FarmLost                 a farm that had answered is gone; its episodes end as truncated
@@ -34,6 +35,10 @@ class FarmlistError(FarmError):
 
 class BadKey(FarmError):
     """A key file (or FARM_KEY) that is missing, not ours, open to others, or holds no key; nothing was sent."""
+
+
+class BadFolder(FarmError):
+    """The folder of a training cannot be written, or another training has it."""
 
 
 class FarmUnreachable(FarmError):
