@@ -119,7 +119,7 @@ def _unattended(session: Session) -> int:
 
 @contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[threading.Event]:
-    """SIGTERM ends the training as Ctrl-C does, also where that is ignored (`... &` in a script); gives whether it came."""
+    """SIGTERM ends the training as Ctrl-C does, also where a shell has had that ignored; gives whether it came."""
     from agents.interrupt import stop_loops
 
     terminated = threading.Event()

@@ -582,7 +582,9 @@ def _saves(folder: Path) -> list[Path]:
 
 
 def _no_save(folder: Path) -> FileNotFoundError:
-    return FileNotFoundError("no checkpoint at %s; save() writes one" % folder)
+    return FileNotFoundError(
+        "no checkpoint at %s; save() writes one\n  now: name the folder that has one, or begin without" % folder
+    )
 
 
 def _make_folder(folder: Path) -> None:

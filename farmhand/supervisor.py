@@ -32,6 +32,7 @@ from farmhand.limits import Limits, Pace, TimeLimit, in_words
 from farmhand.peek import repeat_of, seconds_of
 from farmhand.process import FOREVER, WorkerProcess
 from farmhand.slots import BUCKETS, Reply, Slot, State
+from simulators import RECIPES
 from wire import codec, protocol
 from wire.errors import LeaseLost, NoFreeSlot, NoSuchEnvironment, ProtocolMismatch, StartError
 
@@ -121,7 +122,8 @@ class Supervisor:
         """
         if slots < len(catalog.names):
             raise StartError(
-                "%d environments need at least as many slots, and --slots says %d" % (len(catalog.names), slots)
+                "%d environments need at least as many slots, and --slots says %d\n  now: start it with --slots %d"
+                % (len(catalog.names), slots, len(catalog.names))
             )
         self.catalog = catalog
         self.python = python
@@ -187,7 +189,9 @@ class Supervisor:
                 while name not in self.ready:
                     failed = [s.trouble for s in self.slots if s.env == name and s.failures]
                     if failed:
-                        raise StartError("%s cannot be built\n  %s" % (name, failed[0]))
+                        raise StartError(
+                            "%s cannot be built\n  %s%s" % (name, failed[0], self._advice(name, failed[0]))
+                        )
                     now = time.monotonic()
                     if now >= deadline:
                         raise StartError("%s %s" % (name, self._not_built(limit)))
@@ -196,11 +200,18 @@ class Supervisor:
                         said = now + 30.0
                     self._changed.wait(min(deadline, said) - now)
 
+    def _advice(self, name: str, why: str | None) -> str:
+        if re.match("(ModuleNotFound|Import)Error", why or "") is None:
+            return ""
+        if name in RECIPES:
+            return "\n  now: it needs " + RECIPES[name]["needs"]
+        return "\n  now: install it for %s, or name the simulator's Python with --python" % self.python
+
     def _check_cap(self) -> None:
         for name, memory in self._fresh_memory.items():
             if self.limits.memory is not None and memory > self.limits.memory:
                 raise StartError(
-                    "%s takes %s as soon as it is built, and --memory allows %s\n  now: give it more"
+                    "%s takes %s as soon as it is built, and --memory allows %s\n  now: give it more with --memory SIZE"
                     % (name, in_words(memory), in_words(self.limits.memory))
                 )
 
@@ -958,7 +969,10 @@ def check_python(python: str, limit: float = 30.0) -> str:
             [python, "-c", code], capture_output=True, text=True, timeout=limit, stdin=subprocess.DEVNULL, check=False
         )
     except subprocess.TimeoutExpired:
-        raise StartError("--python %s said nothing within %g s" % (python, limit)) from None
+        raise StartError(
+            "--python %s said nothing within %g s\n  now: give the path of the simulator's interpreter"
+            % (python, limit)
+        ) from None
     except OSError as error:
         raise StartError(
             "--python %s does not start: %s\n  now: give the path of the simulator's interpreter, as `which python` "
@@ -967,7 +981,10 @@ def check_python(python: str, limit: float = 30.0) -> str:
     said = run.stdout.split()
     if not said or not re.fullmatch(r"\d+\.\d+\.\d+", said[0]):
         words = run.stderr or run.stdout or "it printed nothing"
-        raise StartError("--python %s is no Python: %s" % (python, words.strip()[-300:]))
+        raise StartError(
+            "--python %s is no Python: %s\n  now: give the path of the simulator's interpreter"
+            % (python, words.strip()[-300:])
+        )
     if run.returncode != 0 or len(said) < 2:
         raise StartError(
             "Python %s at %s has no working numpy, the one package a worker needs\n  now: %s -m pip install numpy\n  %s"

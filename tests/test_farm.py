@@ -1,6 +1,7 @@
 """farm.py as its user meets it: the command line, its start, its end, and the workers under it."""
 
 import contextlib
+import importlib.util
 import os
 import signal
 import socket
@@ -75,6 +76,29 @@ def test_an_unknown_recipe_is_refused_with_those_there_are(tmp_path):
     text = refused(tmp_path, "osim:L2M2018", "--port", "0")
     assert "osim:L2M2019" in text
     assert "Traceback" not in text
+
+
+@pytest.mark.skipif(importlib.util.find_spec("opensim") is not None, reason="opensim is in this very Python")
+def test_a_recipe_without_its_simulator_is_refused_with_how_to_get_it(tmp_path):
+    text = refused(tmp_path, "osim:L2M2019", "--port", "0")
+    assert text.rstrip().endswith("`make osim`, then --python .venv-osim/bin/python")
+
+
+def test_an_import_that_is_missing_in_the_simulators_python_is_refused_with_where_to_install_it(tmp_path):
+    (tmp_path / "importing.py").write_text("import nothing_of_this_name\n")
+    text = refused_in(tmp_path, "importing:Env")
+    assert "No module named 'nothing_of_this_name'" in text
+    assert "  now: install it for %s, or name the simulator's Python with --python" % sys.executable in text
+
+
+@pytest.mark.parametrize("option", ["--new-key", "--release"])
+def test_what_starts_no_farm_takes_no_environment(tmp_path, option):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "farm.py"), COUNTING, option, "1"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "%s starts no farm, so it takes no ENV" % option in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_module_that_is_not_there_is_refused_with_where_it_was_looked_for(tmp_path):

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 from farms import ROOT, TESTS, farm_here, running_farm
+from gymnasium.error import ClosedEnvironmentError
 from helpers import poll_until
 from proxy import Proxy
 
@@ -457,6 +458,22 @@ def test_threads_do_not_grow_with_slots():
 
 
 # Wrong lists and wrong farms: nothing is leased.
+
+
+@pytest.mark.parametrize(("slots", "seed"), [(0, None), (-1, None), (None, -1)])
+def test_slots_and_seeds_that_there_cannot_be_are_refused_in_words(slots, seed):
+    with pytest.raises(ValueError, match=r"(slots must be 1|seed must be 0) or more, or None.* not (0|-1)$"):
+        Farmer(COUNTING, [("127.0.0.1:9", 1)], slots=slots, seed=seed)
+
+
+def test_a_closed_remote_env_says_so(farm):
+    env = RemoteEnv(COUNTING, [(farm.address, 1)])
+    env.reset()
+    env.close()
+    env.close()
+    for verb in (env.reset, lambda: env.step(0)):
+        with pytest.raises(ClosedEnvironmentError, match="the environment %s is closed: make a new one" % COUNTING):
+            verb()
 
 
 def test_more_slots_than_a_farm_offers_are_refused(farm):

@@ -38,7 +38,9 @@ RULES = {
     "farmhand knows no learner and no host": Rule(
         ["farmhand/**/*.py", "farm.py"], LEARNER | {"farmer", "agents", "desk", "train"}
     ),
-    "farmer knows no slave and no learner": Rule(["farmer/**/*.py"], LEARNER | {"farmhand", "agents", "desk", "train", "farm"}),
+    "farmer knows no slave and no learner": Rule(
+        ["farmer/**/*.py"], LEARNER | {"farmhand", "agents", "desk", "train", "farm"}
+    ),
     "wire knows neither side": Rule(["wire/**/*.py"], LEARNER | (OURS - {"wire"})),
     "agents know no wire": Rule(["agents/**/*.py"], {"Pyro4", "wire", "farmhand", "farm", "farmer", "desk", "train"}),
     "recipes are data, and read nothing of ours": Rule(["simulators/**/*.py"], OURS | LEARNER | {"Pyro4"}),

@@ -19,6 +19,7 @@ import psutil
 import pytest
 from farms import running_farm
 from helpers import poll_until
+from test_folder import holder
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TRAIN = str(ROOT / "train.py")
@@ -233,14 +234,21 @@ def test_after_kill_9_of_train_py_its_local_farm_and_workers_end(tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_of_an_unattended_run_saves_and_exits_with_130(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "before", "code"),
+    [(signal.SIGINT, signal.SIG_DFL, 130), (signal.SIGTERM, signal.SIG_IGN, 143)],
+    ids=["Ctrl-C", "SIGTERM where a shell has had Ctrl-C ignored"],
+)
+def test_a_signal_that_ends_an_unattended_run_has_it_saved_and_gives_the_exit_code(tmp_path, number, before, code):
     with open(tmp_path / "said", "w") as log:
         line = [sys.executable, TRAIN, "--env", "Pendulum-v1", "--episodes", "10000", "--slots", "2"]
-        process = subprocess.Popen(line, cwd=tmp_path, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            line, cwd=tmp_path, stdout=log, stderr=log, preexec_fn=lambda: signal.signal(signal.SIGINT, before)
+        )
     try:
         poll_until(lambda: "episode 10/" in (tmp_path / "said").read_text(), 40, "ten episodes")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(15) == 130
+        process.send_signal(number)
+        assert process.wait(15) == code
     finally:
         process.kill()
         process.wait()
@@ -248,6 +256,26 @@ def test_ctrl_c_of_an_unattended_run_saves_and_exits_with_130(tmp_path):
     assert "stopped after" in said
     assert "saved to" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("script", "module"), [("train.py", "tensorflow"), ("farm.py", "Pyro4")])
+def test_ctrl_c_during_the_imports_is_one_line_and_code_130(tmp_path, script, module):
+    (tmp_path / (module + ".py")).write_text(
+        "import time\nopen('here', 'w').close()\ntime.sleep(60)\n"
+    )  # takes its time
+    arguments = ["--env", "Pendulum-v1"] if script == "train.py" else ["Pendulum-v1", "--port", "0"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=str(tmp_path)),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        poll_until((tmp_path / "here").exists, 30, "the import")
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=10)[1]
+    assert (process.returncode, said) == (130, script + ": interrupted\n")
 
 
 # What can be wrong before it starts. Real processes where the exit code is the point, `main` itself for the others.
@@ -260,19 +288,20 @@ def test_a_wrong_farmlist_ends_the_process_with_code_2_and_names_file_and_line(t
     assert done.returncode == 2
     assert "FarmlistError: farmlist.py, line 2" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "runs").exists()
+    assert [path.name for path in (tmp_path / "runs/Pendulum-v1").iterdir()] == ["lock"]  # no farm was started
 
 
 @pytest.fixture
 def main(tmp_path, monkeypatch, capsys):
-    """`main(*arguments)` in an empty folder: (exit code, what was said on stderr)."""
+    """`main(*arguments)` in an empty folder: (exit code, what was said on stderr); stdout is in `main.shown`."""
     import train
 
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str) -> tuple[int, str]:
         code = train.main(list(arguments))
-        return code, capsys.readouterr().err
+        call.shown, said = capsys.readouterr()
+        return code, said
 
     return call
 
@@ -342,6 +371,77 @@ def test_resume_without_a_checkpoint_is_refused(main):
     assert "no checkpoint at" in said
 
 
+@pytest.mark.parametrize(
+    ("option", "wrong", "told"),
+    [
+        ("--slots", "0", "--slots must be 1 or more, not 0"),
+        ("--slots", "-1", "--slots must be 1 or more, not -1"),
+        ("--episodes", "-5", "--episodes must be 0 or more, not -5"),
+        ("--seed", "-1", "--seed must be 0 or more, not -1"),
+        ("--keep", "0", "--keep must be 1 or more, not 0"),
+        ("--action-repetition", "0", "--action-repetition must be 1 or more, not 0"),
+        ("--autosave", "nan", "--autosave must be 0 (never) or minutes"),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused_before_anything_is_done(main, tmp_path, option, wrong, told):
+    code, said = main("--env", "Pendulum-v1", option, wrong)
+    assert code == 2
+    assert told in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_a_farm_is_started(main, tmp_path):
+    (tmp_path / "file").write_text("of somebody")
+    for out in ("file", "/proc/nowhere"):
+        code, said = main("--env", "Pendulum-v1", "--out", out)
+        assert code == 2
+        assert "cannot write to the folder of this training, %s: " % out in said
+        assert "now: name another with --out" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert not main.shown
+
+
+def test_a_folder_that_another_training_has_is_refused(main, tmp_path):
+    with holder(tmp_path / "runs/Pendulum-v1") as other:
+        code, said = main("--env", "Pendulum-v1")
+        assert code == 2
+        assert "another training (process %d) has the folder runs/Pendulum-v1" % other.pid in said
+        assert not main.shown
+        other.kill()
+        other.wait()
+        assert "no farmlist at" in main("--env", "Pendulum-v1", "--farmlist", "mine.py")[1]
+    assert "no farmlist at" in main("--env", "Pendulum-v1", "--farmlist", "mine.py")[1], "a failed start frees it"
+
+
+def test_a_training_that_begins_anew_where_saves_are_says_so_at_its_start(main, tmp_path):
+    for number in (4, 5):
+        (tmp_path / ("runs/Pendulum-v1/checkpoint/save-%06d" % number)).mkdir(parents=True)
+    main("--env", "Pendulum-v1", "--farmlist", "mine.py")  # which is not there: nothing is started
+    assert "runs/Pendulum-v1 holds an earlier training: 2 saves, the newest save-000005\n" in main.shown
+    assert "its saves replace those, 3 stay; metrics.jsonl goes on" in main.shown
+    assert "now: --resume (or load() at the prompt) goes on with it, another --out leaves it alone" in main.shown
+    main("--env", "Pendulum-v1", "--farmlist", "mine.py", "--resume")
+    assert not main.shown
+    main("--env", "Pendulum-v1", "--farmlist", "mine.py", "--out", "other")
+    assert not main.shown
+
+
+@pytest.mark.parametrize(
+    ("name", "saved"), [("checkpoint", False), ("returns.png", True), ("metrics.jsonl", True)], ids=lambda x: str(x)
+)
+def test_what_cannot_be_written_is_told_in_words_with_code_1(main, tmp_path, name, saved):
+    out = tmp_path / "runs/Pendulum-v1"
+    if name == "checkpoint":
+        out.mkdir(parents=True)
+        (out / name).write_text("a file where the saves should go")
+    else:
+        (out / name).mkdir(parents=True)
+    code, said = main("--env", "Pendulum-v1", "--slots", "1", "--episodes", "1")
+    assert code == 1
+    assert re.search(r"train.py: \w+Error: .*%s" % name, said)
+    assert saved == bool(list(out.glob("checkpoint/save-*")))
+
+
 def kill_local_farms(times: int) -> threading.Thread:
     """Kills the local farm of this process, so many times, each a moment after it has begun to offer its slots."""
 
@@ -369,7 +469,7 @@ def test_a_local_farm_that_dies_is_started_again_and_the_training_goes_on(main):
 
 
 def test_a_local_farm_that_dies_over_and_over_ends_the_training_with_words_and_code_1(main, tmp_path, monkeypatch):
-    monkeypatch.setattr("train.RESTARTS", 0)
+    monkeypatch.setattr("desk.local_farm.RESTARTS", 0)
     kill_local_farms(1)
     code, said = main("--env", "Pendulum-v1", "--slots", "1", "--episodes", "10000")
     assert code == 1

@@ -65,7 +65,9 @@ def new_key(path: str | os.PathLike[str]) -> None:
             "  now: name another file, or delete this one yourself" % path
         ) from None
     except OSError as error:
-        raise BadKey("cannot write a key to %s: %s" % (path, error.strerror or error)) from None
+        raise BadKey(
+            "cannot write a key to %s: %s\n  now: name a file in a folder of your own" % (path, error.strerror or error)
+        ) from None
     with os.fdopen(handle, "w") as file:
         os.chmod(path, 0o600)  # whatever the umask made of it
         file.write(secrets.token_hex(32) + "\n")
