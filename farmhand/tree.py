@@ -106,3 +106,45 @@ def free_memory() -> tuple[int, int]:
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
         total, available = min(total, limit), min(available, max(0, limit - used))
     return total, available
+
+
+def processor_time(pid: int) -> float:
+    """Seconds that the process, and whatever it started, has computed so far."""
+    total = 0.0
+    for member in family(pid):
+        with contextlib.suppress(psutil.Error):
+            times = psutil.Process(member).cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def queued(pid: int) -> float:
+    """Seconds that the process wanted to compute and had no core, as far as the kernel counts that; else 0.
+
+    Of its first thread, or of the one among what it started that waited most.
+    """
+    most = 0.0
+    for member in family(pid):
+        with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/%d/schedstat" % member, "rb") as file:
+            most = max(most, int(file.read().split()[1]) / 1e9)
+    return most
+
+
+def threads(pid: int) -> int:
+    """Threads of the process and of what it started."""
+    total = 0
+    for member in family(pid):
+        with contextlib.suppress(psutil.Error):
+            total += psutil.Process(member).num_threads()
+    return total
+
+
+def cores() -> float:
+    """Processor cores that this process may use: of the machine, or fewer where its affinity or container says so."""
+    count: float = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max": no limit
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        count = min(count, int(quota) / int(period))
+    return count
