@@ -50,7 +50,8 @@ def _box(space: dict[str, Any], rng: np.random.Generator) -> Draw:
         from_one = np.where(below, low, high) + np.where(below, 1, -1) * rng.exponential(size=low.shape)
         between = np.where(below & above, low, 0) + rng.random(low.shape) * np.where(below & above, high - low, 0)
         value = np.where(below & above, between, np.where(below | above, from_one, free)).astype(dtype)
-        return np.clip(value, space["low"], space["high"])  # rounding to float32 may have left them by a bit
+        # Rounding to float32 may have left them by a bit. A scalar's array is one of no dimension.
+        return np.asarray(np.clip(value, space["low"], space["high"]))
 
     return draw
 

@@ -73,6 +73,7 @@ class Report:
     threads: int = 0
     solo: Window = field(default_factory=Window)
     growth: float = 0.0  # bytes a step
+    episode: float = 0.0  # steps of one
     need: Need = field(default_factory=lambda: Need(1.0, 0))
     rows: list[Row] = field(default_factory=list)
     stop: Stop | None = None
@@ -169,23 +170,27 @@ def _measure_one(args: argparse.Namespace, report: Report, crew: Crew) -> None:
     report.start = member.worker.stood - member.worker.began
     report.start_computed = tree.processor_time(pid)
     report.built = tree.resident(pid)
-    # A worker that leaks must not take all there is before that is seen.
-    window = crew.run(1, SOLO * args.seconds, LEAST, max(2 * report.built, report.machine.room // 8), math.inf)
+    # A worker that leaks must not take all there is before that is seen; one alone that is large may go on.
+    room = report.machine.room
+    window = crew.run(1, SOLO * args.seconds, LEAST, max(room, 2 * report.built), math.inf, leak_room=room // 8)
     if window.rate <= 0:
         raise StartError(
-            "%s held %s after %d steps, which is too much to go on measuring (%s free)\n"
+            "%s held %s after %d steps, too much to go on measuring (%s when built, %s free)\n"
             "  now: end what else runs here, or say with --memory-free what it may have"
-            % (args.env, in_words(window.most), member.steps, in_words(report.machine.free))
+            % (args.env, in_words(window.most), member.steps, in_words(report.built), in_words(report.machine.free))
         )
     report.solo, report.fresh, report.threads = window, member.fresh, tree.threads(pid)
     report.faults, report.fault = window.faults, crew.fault
     report.growth = growth(window.samples)
-    episode = window.steps / window.episodes if window.episodes else window.steps
-    memory = memory_need(member.fresh, max(window.most, report.built), report.growth, episode)
-    # While it waits for a core it would compute: that is no sleep.
-    busy = window.computed / max(0.05, 1.0 - window.queued)
-    report.need = Need(busy, memory)
+    report.episode = window.steps / window.episodes if window.episodes else window.steps
+    memory = memory_need(member.fresh, max(window.most, report.built), report.growth, report.episode)
+    report.need = Need(_would_compute(window), memory)
     report.rows.append(_row(1, window))
+
+
+def _would_compute(window: Window) -> float:
+    """Cores that a worker would keep busy if nobody else used any: while it waits for a core, it does not sleep."""
+    return max(window.computed, min(1.0, window.computed / max(0.05, 1.0 - window.queued)))
 
 
 def _row(slots: int, window: Window) -> Row:
@@ -262,21 +267,13 @@ def _one_worker(report: Report) -> Iterator[tuple[str, str]]:
         what = "sleeps or waits most of the time"
     else:
         what = "computes, and sleeps or waits between"
-    yield (
-        "processor",
-        "%.2f cores, %s; %d thread%s"
-        % (
-            need.cores,
-            what,
-            report.threads,
-            "" if report.threads == 1 else "s",
-        ),
-    )
+    threads = report.threads - 1  # one only waits for the farm's end
+    yield "processor", "%.2f cores, %s; %d thread%s" % (need.cores, what, threads, "" if threads == 1 else "s")
     grown = "no growth seen"
     if report.growth:
         grown = "grows by %s a step" % in_words(report.growth)
         if solo.episodes:
-            grown += ", %s an episode" % in_words(report.growth * solo.steps / solo.episodes)
+            grown += ", %s an episode" % in_words(report.growth * report.episode)
     yield (
         "memory",
         "%s when built, %s after a step, %s at most in %d steps and %d episodes; %s"
@@ -318,8 +315,8 @@ def _remarks(report: Report) -> Iterator[str]:
         )
     if report.growth:
         yield (
-            "it leaks: counted are twice what a fresh one holds, and what an episode adds; the line below\n"
-            "  has each worker replaced at the end of the episode in which it has doubled"
+            "it leaks: counted are twice what a fresh one holds, and what an episode adds; --recycle-memory below\n"
+            "  has each worker replaced at the end of the episode in which it takes more than its share"
         )
     if not fits(report.machine, report.need, 1):
         yield "even one worker takes %s, and %s may be used" % (
@@ -327,7 +324,7 @@ def _remarks(report: Report) -> Iterator[str]:
             in_words(report.machine.room),
         )
     others = max(row.others for row in report.rows)
-    if others >= OTHERS:
+    if others >= OTHERS * report.machine.cores:
         yield (
             "other programs kept up to %.2f cores busy meanwhile; measure again when they are gone, if they go" % others
         )
@@ -343,7 +340,8 @@ def command(args: argparse.Namespace, report: Report, slots: int) -> str:
     if args.check_bounds != "on":
         words += ["--check-bounds", args.check_bounds]
     if report.growth:
-        words += ["--recycle-memory", "%dM" % math.ceil(2 * report.fresh / 2**20)]
+        share = report.machine.room / slots - report.growth * report.episode
+        words += ["--recycle-memory", "%dM" % math.ceil(max(share, 2 * report.fresh) / 2**20)]
     return shlex.join(words)
 
 

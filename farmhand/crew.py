@@ -30,6 +30,7 @@ from farmhand.catalog import Catalog
 from farmhand.limits import BARREN_STEPS, FLOOR, Limits
 from farmhand.peek import seconds_of
 from farmhand.process import WorkerProcess
+from farmhand.supervisor import fault_words
 from wire import codec, protocol
 from wire.errors import StartError
 
@@ -37,7 +38,7 @@ DRAWN = 256  #: actions, which are drawn and encoded once: drawing one may take 
 FAULTS = 3  #: in a row, without BARREN_STEPS steps between, and the environment is not worth measuring
 CLOSE_LIMIT = 2.0  #: s that all workers together have for closing their environments
 LAST_WORDS = 0.3  #: s between a closed pipe and the end of its process
-WEIGH_EVERY = 0.1  #: s between two looks at the memory of the workers, and as much longer as there are many
+WEIGH_EVERY = 0.02  #: s between two looks at the memory of the workers, for each of them
 
 log = logging.getLogger("autotune")
 
@@ -69,7 +70,7 @@ class Window:
         least: steps of the one that made the fewest.
         step_seconds, reset_seconds: what the environment took for each, by the worker's clock.
         computed: cores that the workers kept busy; own: that this process did; others: that other programs did.
-        queued: cores that workers wanted and did not get.
+        queued: cores that workers and this process wanted and did not get.
         memory: bytes of all workers at the end; most: of the largest one.
         samples: (steps so far, bytes) of the first worker, while it ran.
         full: whether it ended early, for its workers held more than they may.
@@ -188,7 +189,9 @@ class Crew:
 
     # Stepping.
 
-    def run(self, count: int, seconds: float, least: int, room: int, until: float) -> Window:
+    def run(
+        self, count: int, seconds: float, least: int, room: int, until: float, leak_room: int | None = None
+    ) -> Window:
         """Has the first `count` workers step for so long, and until each has made `least` steps.
 
         It counts from when each of them has made one step, so that first resets and caches are not in it. An episode
@@ -200,6 +203,8 @@ class Crew:
             least: steps of each.
             room: bytes; it ends early when the workers hold more.
             until: time.monotonic() at which it ends with what there is.
+            leak_room: bytes; it ends early as well when the workers hold more than this, and twice what they held
+                after their first step. None: they may.
 
         Raises:
             StartError: a worker ended, did not answer in time, or failed FAULTS times in a row.
@@ -213,6 +218,8 @@ class Crew:
             self._wait(until)
         for member in working:
             member.fresh = member.fresh or tree.resident(member.worker.pid)
+        if leak_room is not None:
+            room = min(room, max(leak_room, 2 * sum(member.fresh for member in working)))
         self._measure(working, seconds, least, room, until)
         window = self._window
         self._draining = True
@@ -231,7 +238,7 @@ class Crew:
             if now >= until or (now >= began + seconds and all(m.marks[2] > least for m in working)):
                 break
             if now >= next_weighing:
-                next_weighing = now + max(WEIGH_EVERY, 0.01 * len(working))
+                next_weighing = now + WEIGH_EVERY * len(working)
                 self._weigh(working, room)
             self._wait(min(until, next_weighing))
         after = _Meters(working)
@@ -285,11 +292,13 @@ class Crew:
             frames = member.worker.read()
         except protocol.FrameError as error:
             raise StartError(
-                "%s wrote something else into its pipe: %s%s" % (self._name(member), error, member.worker.evidence())
+                "%s wrote something else into its pipe: %s%s" % (member.worker.name(), error, member.worker.evidence())
             ) from None
         for kind, flags, _, body in frames or []:
             if not member.worker.is_asked:
-                raise StartError("%s answered what nobody had asked%s" % (self._name(member), member.worker.evidence()))
+                raise StartError(
+                    "%s answered what nobody had asked%s" % (member.worker.name(), member.worker.evidence())
+                )
             self._said(member, member.worker.done()[0], kind, flags, body)
         if frames is None or (ended and not frames):
             raise self._dead(member)
@@ -301,8 +310,7 @@ class Crew:
                 member.worker.stood = time.monotonic()
                 self._bodies = self._bodies or _draw(member.ready["action_space"])
             else:
-                fault = codec.decode(body)
-                member.worker.fault = ("%s: %s\n%s" % (fault["type"], fault["text"], fault["traceback"])).rstrip()
+                member.worker.fault = fault_words(codec.decode(body))
             return
         if kind == protocol.TRANSITION:
             self._stepped(member, flags, body)
@@ -336,23 +344,17 @@ class Crew:
         self.fault = "%s in %s: %s" % (fault["type"], fault["where"], fault["text"])
         if member.faults >= FAULTS:
             raise StartError(
-                "%s fails with random actions, %d times without %d steps between; the last time:\n  %s\n%s"
-                % (self._env, FAULTS, BARREN_STEPS, self.fault, fault["traceback"].rstrip())
+                "%s fails with random actions, %d times without %d steps between; the last time in %s:\n  %s"
+                % (self._env, FAULTS, BARREN_STEPS, fault["where"], fault_words(fault))
             )
 
     # Ends.
 
-    def _name(self, member: Member) -> str:
-        return "worker %d of %s (pid %d)" % (member.number, self._env, member.worker.pid)
-
     def _dead(self, member: Member) -> StartError:
         with contextlib.suppress(subprocess.TimeoutExpired):
             member.worker.popen.wait(LAST_WORDS)
-        stood, steps = bool(member.ready), member.steps
-        words = member.worker.kill()
-        return StartError(
-            "%s cannot be built\n  %s" % (self._env, words) if not stood else "%s (after %d steps)" % (words, steps)
-        )
+        when = "ended after %d steps with random actions" % member.steps if member.ready else "cannot be built"
+        return StartError("%s %s\n  %s" % (self._env, when, member.worker.kill()))
 
     def _overdue(self, member: Member) -> StartError:
         kind, seconds, _ = member.worker.at
@@ -364,8 +366,8 @@ class Crew:
             protocol.RESET: ("did not end a reset", "--reset-timeout"),
         }.get(kind, ("did not end a step", "--step-timeout"))
         return StartError(
-            "%s %s within %g s\n  now: give it more with %s SECONDS%s"
-            % (self._name(member), what, seconds, option, member.worker.evidence(lines=16))
+            "%s %s within %g s\n  now: give it more with %s SECONDS\n  %s%s"
+            % (self._env, what, seconds, option, member.worker.name(), member.worker.evidence(lines=16))
         )
 
 
@@ -374,7 +376,8 @@ class _Meters:
 
     def __init__(self, members: list[Member]):
         self.workers = sum(tree.processor_time(member.worker.pid) for member in members)
-        self.queued = sum(tree.queued(member.worker.pid) for member in members)
+        # One worker and this process work in turns, so what either of them waits for a core is lost to both.
+        self.queued = tree.queued([os.getpid()]) + sum(tree.queued(tree.family(m.worker.pid)) for m in members)
         self.own = time.process_time()
         times = psutil.cpu_times()
         self.machine = times.user + times.nice + times.system + getattr(times, "irq", 0) + getattr(times, "softirq", 0)

@@ -21,7 +21,7 @@ from farmhand.limits import SHARE, in_words
 WORTH = 0.2  #: of the first slot's rate, which each further one must bring
 SATURATED = 0.85  #: of the cores; from there on they are what is short
 HANDS_FULL = 0.8  #: of one core, for handing out the steps
-OTHERS = 0.15  #: cores busy with other programs that are worth a remark
+OTHERS = 0.1  #: of the cores, busy with other programs: from there on more workers get more of them by taking them away
 GROWS, GROWS_PART = 1 << 20, 0.01  #: bytes, and the part of its memory, that a worker must grow by before it counts
 
 
@@ -108,7 +108,7 @@ def next_slots(machine: Machine, need: Need, rows: list[Row]) -> int | None:
     most: those rows show that it is true.
     """
     last = rows[-1].slots
-    best = _best(machine, rows)[0]
+    best = _best(machine, need, rows)[0]
     if last >= 1.5 * best.slots:
         return None
     enough = need.slots_for_cores(machine)
@@ -123,13 +123,16 @@ def fits(machine: Machine, need: Need, slots: int) -> bool:
     return slots <= need.slots_for_memory(machine)
 
 
-def _best(machine: Machine, rows: list[Row]) -> tuple[Row, list[str]]:
+def _best(machine: Machine, need: Need, rows: list[Row]) -> tuple[Row, list[str]]:
     """The last row that was worth it, and a verdict for each."""
     best, verdicts = rows[0], ["one alone"]
     for row in rows[1:]:
         each = (row.rate - best.rate) / (row.slots - best.slots) / rows[0].rate
         if row.memory > machine.room:
             verdicts.append("too much memory: %s may be used" % in_words(machine.room))
+            continue
+        if row.slots > need.slots_for_cores(machine) and row.others >= OTHERS * machine.cores:
+            verdicts.append("not counted: beyond the cores, it takes from other programs")
             continue
         brings = "each more brings %.0f %% of one" % max(0.0, 100 * each)
         verdicts.append(("worth it: " if each >= WORTH else "not worth it: ") + brings)
@@ -147,7 +150,7 @@ def decide(machine: Machine, need: Need, rows: list[Row], stop: Stop | None) -> 
         rows: by growing numbers of slots, from 1 on.
         stop: why there are no more rows; None where there is nothing more to look at.
     """
-    best, verdicts = _best(machine, rows)
+    best, verdicts = _best(machine, need, rows)
     reason, why = _reason(machine, need, rows, best, stop)
     return Decision(best.slots, reason, why, verdicts)
 
@@ -157,10 +160,12 @@ def _reason(machine: Machine, need: Need, rows: list[Row], best: Row, stop: Stop
     if tried.memory > machine.room:
         return "memory", memory_words(machine, need)
     if tried is not best:
-        more = "%d bring little more" % tried.slots
+        more = "%d slots bring little more" % tried.slots
         if tried.busy + tried.others >= SATURATED * machine.cores:
-            others = ", %.2f with other programs" % tried.others if tried.others >= OTHERS else ""
-            return "cores", "%s: %.2f of %g cores are busy with them%s" % (more, tried.busy, machine.cores, others)
+            others = (
+                ", and %.2f more with other programs" % tried.others if tried.others >= OTHERS * machine.cores else ""
+            )
+            return "cores", "%s: %.2f of %g cores are busy%s" % (more, tried.busy, machine.cores, others)
         if tried.own >= HANDS_FULL:
             return "hands", (
                 "%s: handing out steps as short as these takes a core by itself, here as in a farm\n"

@@ -118,14 +118,14 @@ def processor_time(pid: int) -> float:
     return total
 
 
-def queued(pid: int) -> float:
-    """Seconds that the process wanted to compute and had no core, as far as the kernel counts that; else 0.
+def queued(pids: list[int]) -> float:
+    """Seconds that a process wanted to compute and had no core, as far as the kernel counts that; else 0.
 
-    Of its first thread, or of the one among what it started that waited most.
+    Of the first threads of these processes, the one that waited most: they mostly wait for each other.
     """
     most = 0.0
-    for member in family(pid):
-        with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/%d/schedstat" % member, "rb") as file:
+    for pid in pids:
+        with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/%d/schedstat" % pid, "rb") as file:
             most = max(most, int(file.read().split()[1]) / 1e9)
     return most
 
