@@ -40,7 +40,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "env", nargs="*", metavar="ENV", help="a gymnasium id, a recipe, or module:factory from the working directory"
     )
     parser.add_argument(
-        "--slots", type=int, default=os.cpu_count() or 1, metavar="N", help="environments (default: cores)"
+        "--slots",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="environments (default: cores; `python -m farmhand.autotune ENV` measures how many are worth it)",
     )
     parser.add_argument("--python", default=sys.executable, metavar="PATH", help="the simulator's Python, 2.7 to 3.13")
     parser.add_argument("--env-kwargs", type=json_object, default={}, metavar="JSON", help="for every constructor")

@@ -326,7 +326,8 @@ def _remarks(report: Report) -> Iterator[str]:
     others = max(row.others for row in report.rows)
     if others >= OTHERS * report.machine.cores:
         yield (
-            "other programs kept up to %.2f cores busy meanwhile; measure again when they are gone, if they go" % others
+            "other programs kept up to %.2f of %g cores busy meanwhile, and this is for what they leave: measure again "
+            "when they have ended" % (others, report.machine.cores)
         )
 
 

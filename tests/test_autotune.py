@@ -149,6 +149,57 @@ def test_a_worker_that_grows_is_counted_as_one_that_doubled_and_ends_its_episode
     assert memory_need(100 * MB, 900 * MB, 2.0 * MB, 50) == 300 * MB
 
 
+# What the machine, or the container, has.
+
+
+def groups(tmp_path, mine, files):
+    """A tree of control groups as the kernel shows it: (its root, /proc/self/cgroup)."""
+    for name, text in files.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(text)
+    (tmp_path / "mine").write_text(mine)
+    return tmp_path / "cgroup", tmp_path / "mine"
+
+
+def test_without_a_container_the_machine_counts(tmp_path):
+    there = groups(tmp_path, "0::/\n", {"cgroup.procs": "1\n"})
+    assert tree.free_memory(*there)[0] == psutil.virtual_memory().total
+    assert tree.cores(*there) == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("mine", "folder"),
+    [
+        ("0::/\n", ""),  # a container of its own
+        ("0::/docker/1f\n", ""),  # one that shows the machine's path
+        ("0::/slurm/job\n", "slurm/job/"),
+        ("0::/slurm/job/step\n", "slurm/job/"),  # the limit is the parent's
+    ],
+)
+def test_memory_and_cores_are_those_of_the_container(mine, folder, tmp_path):
+    files = {"memory.max": "67108864\n", "memory.current": "50331648\n", "cpu.max": "50000 100000\n"}
+    files["memory.stat"] = "anon 9\ninactive_file 16777216\nactive_file 5\n"
+    there = groups(tmp_path, mine, {folder + name: text for name, text in files.items()})
+    assert tree.free_memory(*there) == (64 * MB, 32 * MB)  # 48 used, 16 of them files that were read
+    assert tree.cores(*there) == 0.5
+
+
+def test_a_container_without_limits_counts_as_the_machine(tmp_path):
+    files = {"memory.max": "max\n", "memory.current": "50331648\n", "cpu.max": "max 100000\n"}
+    there = groups(tmp_path, "0::/\n", files)
+    assert tree.free_memory(*there)[0] == psutil.virtual_memory().total
+    assert tree.cores(*there) == len(os.sched_getaffinity(0))
+
+
+def test_control_groups_of_version_1_are_known(tmp_path):
+    files = {"memory/box/memory.limit_in_bytes": "67108864\n", "memory/box/memory.usage_in_bytes": "16777216\n"}
+    files |= {"cpu,cpuacct/box/cpu.cfs_quota_us": "25000\n", "cpu,cpuacct/box/cpu.cfs_period_us": "100000\n"}
+    files |= {"memory/memory.limit_in_bytes": "9223372036854771712\n", "memory/memory.usage_in_bytes": "99\n"}
+    there = groups(tmp_path, "4:memory:/box\n2:cpu,cpuacct:/box\n1:name=systemd:/box\n", files)
+    assert tree.free_memory(*there) == (64 * MB, 48 * MB)
+    assert tree.cores(*there) == 0.25
+
+
 # Random actions.
 
 
