@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import psutil
 import pytest
-from farms import ROOT, START_LIMIT, TESTS
+from farms import ROOT, START_LIMIT, TESTS, is_gone
 from gymnasium import spaces
 from helpers import poll_until
 
@@ -380,6 +380,17 @@ def test_what_cannot_be_measured_is_told_and_exits_with_2(arguments, words, tmp_
     assert words in done.stderr
     assert "Traceback" not in done.stderr.partition("autotune: ")[0]
     assert done.stdout == ""
+
+
+def test_what_workers_have_started_ends_with_them(tmp_path):
+    pids = tmp_path / "pids"
+    kwargs = ["--env-kwargs", '{"pids": "%s"}' % pids]
+    done = tune("environments:ParentEnv", tmp_path, *kwargs, "--step-timeout", "0.5")
+    assert done.returncode == 2, done.stdout
+    assert "did not end a step" in done.stderr
+    started = [int(pid) for pid in pids.read_text().split()]
+    assert len(started) >= 2
+    assert [pid for pid in started if not is_gone(pid)] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
