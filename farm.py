@@ -20,7 +20,6 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, _leave)
 
 import argparse
-import json
 import logging
 import threading
 from pathlib import Path
@@ -29,7 +28,8 @@ from typing import Any
 import simulators
 from farmhand.catalog import Catalog
 from farmhand.control import Control, ask
-from farmhand.limits import FACTOR, FLOOR, SHARE, Limits, memory_share, parse_size
+from farmhand.limits import FACTOR, FLOOR, SHARE, Limits, memory_share
+from farmhand.options import json_object, size
 from farmhand.service import FarmDaemon, check_host
 from farmhand.supervisor import Supervisor, check_python
 from farmhand.tree import free_memory
@@ -50,10 +50,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "env", nargs="*", metavar="ENV", help="a gymnasium id, a recipe, or module:factory from the working directory"
     )
     parser.add_argument(
-        "--slots", type=int, default=os.cpu_count() or 1, metavar="N", help="environments (default: cores)"
+        "--slots",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="environments (default: cores; `python -m farmhand.autotune ENV` measures how many are worth it)",
     )
     parser.add_argument("--python", default=sys.executable, metavar="PATH", help="the simulator's Python, 2.7 to 3.13")
-    parser.add_argument("--env-kwargs", type=_json_object, default={}, metavar="JSON", help="for every constructor")
+    parser.add_argument("--env-kwargs", type=json_object, default={}, metavar="JSON", help="for every constructor")
     parser.add_argument(
         "--host",
         default="127.0.0.1",
@@ -126,11 +130,11 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     )
     ageing = parser.add_argument_group("replacing workers; at the end of an episode, but for --memory")
     ageing.add_argument(
-        "--memory", type=_size, metavar="SIZE", help="as 2G: over it a worker is ended at once (default: none)"
+        "--memory", type=size, metavar="SIZE", help="as 2G: over it a worker is ended at once (default: none)"
     )
     ageing.add_argument(
         "--recycle-memory",
-        type=_size,
+        type=size,
         metavar="SIZE",
         help="over it a worker is replaced (default: its share of %d %%%% of this machine's, once it has also doubled)"
         % (100 * SHARE),
@@ -140,13 +144,6 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     ageing.add_argument(
         "--spares", type=int, metavar="N", help="workers in stock for each environment (default: 1 where memory allows)"
     )
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def limits_of(args: argparse.Namespace) -> Limits:
@@ -163,16 +160,6 @@ def limits_of(args: argparse.Namespace) -> Limits:
         recycle_steps=args.recycle_steps,
         spares=args.spares,
     )
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError("not JSON (%s): %s" % (error, text)) from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError('a JSON object is wanted, as {"difficulty": 1}, not %s' % text)
-    return value
 
 
 def run(args: argparse.Namespace, stop: threading.Event) -> None:

@@ -813,7 +813,7 @@ class Supervisor:
                     self._spare_failures[worker.env] = 0
                     log.info("%s stands by", worker.name())
             elif kind == protocol.FAULT:
-                worker.fault = _words(codec.decode(body))
+                worker.fault = fault_words(codec.decode(body))
             return
         if worker.slot is not None:
             slot = self.slots[worker.slot]
@@ -941,7 +941,8 @@ class Supervisor:
                 lease.bell.ring()
 
 
-def _words(fault: dict[str, Any]) -> str:
+def fault_words(fault: dict[str, Any]) -> str:
+    """The body of a FAULT as text; where the name of the environment is wrong, its traceback says nothing more."""
     words = "%s: %s" % (fault["type"], fault["text"])
     if fault.get("traceback") and fault["type"] != "NoSuchEnvironment":
         words += "\n" + fault["traceback"].rstrip()

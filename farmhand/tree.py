@@ -16,6 +16,9 @@ import psutil
 #: parents are gone.
 MARK = "FARM_WORKER"
 
+GROUPS = Path("/sys/fs/cgroup")  #: Linux's control groups, of version 2, or a folder for each controller of version 1
+MY_GROUPS = Path("/proc/self/cgroup")
+_OLD_MEMORY = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _HAS_CHILDREN = os.path.exists("/proc/self/task/%d/children" % os.getpid())  # Linux, as nearly every kernel is built
 _HAS_ENVIRON = os.path.exists("/proc/self/environ")
@@ -97,12 +100,86 @@ def state(pid: int) -> str:
         return "gone"
 
 
-def free_memory() -> tuple[int, int]:
+def free_memory(groups: Path = GROUPS, mine: Path = MY_GROUPS) -> tuple[int, int]:
     """(total, available) bytes of this machine, or of the container that the farm runs in when that has less."""
     memory = psutil.virtual_memory()
     total, available = int(memory.total), int(memory.available)
-    with contextlib.suppress(OSError, ValueError):  # no such file, or "max": no limit
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        total, available = min(total, limit), min(available, max(0, limit - used))
+    for folder in _groups_of("memory", groups, mine):
+        for limit_file, used_file in (("memory.max", "memory.current"), _OLD_MEMORY):
+            with contextlib.suppress(OSError, ValueError):  # no such file, or "max": no limit
+                limit = int((folder / limit_file).read_text())
+                used = int((folder / used_file).read_text()) - _cached(folder)
+                total, available = min(total, limit), min(available, max(0, limit - used))
     return total, available
+
+
+def _cached(folder: Path) -> int:
+    """Bytes of files that a control group has read and not used lately: counted as used, and given up when needed."""
+    with contextlib.suppress(OSError, ValueError):
+        counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))
+    return 0
+
+
+def _groups_of(controller: str, groups: Path, mine: Path) -> list[Path]:
+    """The folders of the control groups of this process, from its own to the root: each may have a limit.
+
+    In a container the root is the container's, and the path to its own may lead nowhere.
+    """
+    folders = [groups]
+    with contextlib.suppress(OSError, ValueError):
+        for line in mine.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and controller not in controllers.split(","):
+                continue
+            root = groups / controllers  # version 1 has a tree for each controller, version 2 one for all
+            here = root / path.strip("/")
+            folders += [folder for folder in (here, *here.parents) if folder == root or root in folder.parents]
+    return folders
+
+
+def processor_time(pid: int) -> float:
+    """Seconds that the process, and whatever it started, has computed so far."""
+    total = 0.0
+    for member in family(pid):
+        with contextlib.suppress(psutil.Error):
+            times = psutil.Process(member).cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def queued(pids: list[int]) -> float:
+    """Seconds that a process wanted to compute and had no core, as far as the kernel counts that; else 0.
+
+    Of the first threads of these processes, the one that waited most: they mostly wait for each other.
+    """
+    most = 0.0
+    for pid in pids:
+        with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/%d/schedstat" % pid, "rb") as file:
+            most = max(most, int(file.read().split()[1]) / 1e9)
+    return most
+
+
+def threads(pid: int) -> int:
+    """Threads of the process and of what it started."""
+    total = 0
+    for member in family(pid):
+        with contextlib.suppress(psutil.Error):
+            total += psutil.Process(member).num_threads()
+    return total
+
+
+def cores(groups: Path = GROUPS, mine: Path = MY_GROUPS) -> float:
+    """Processor cores that this process may use: of the machine, or fewer where its affinity or container says so."""
+    count: float = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    for folder in _groups_of("cpu", groups, mine):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max": no limit
+            quota, period = (folder / "cpu.max").read_text().split()
+            count = min(count, int(quota) / int(period))
+        with contextlib.suppress(OSError, ValueError):
+            share = int((folder / "cpu.cfs_quota_us").read_text())
+            if share > 0:  # -1: no limit
+                count = min(count, share / int((folder / "cpu.cfs_period_us").read_text()))
+    return count

@@ -401,3 +401,40 @@ class AnsweringEnv(CountingEnv):
                     pass
             hang("asleep")
         return CountingEnv.step(self, action)
+
+
+class BusyEnv(CountingEnv):
+    """Each step computes for some milliseconds, without a sleep."""
+
+    def __init__(self, length=50, work=100000):
+        CountingEnv.__init__(self, length)
+        self.work = work
+
+    def step(self, action):
+        sum(range(self.work))
+        return CountingEnv.step(self, action)
+
+
+class HungryEnv(SlowEnv):
+    """Holds `megabytes` from its first reset on."""
+
+    def __init__(self, megabytes=100, length=1000, limit=0.02):
+        SlowEnv.__init__(self, length, limit)
+        self.megabytes = megabytes
+        self.held = b""
+
+    def reset(self, seed=None, options=None):
+        self.held = self.held or b"x" * (self.megabytes * 2**20)
+        return SlowEnv.reset(self, seed, options)
+
+
+class LicenceEnv(SlowEnv):
+    """Writes a line into a file when it is built, and refuses to be when there are `licences` of them."""
+
+    def __init__(self, file, licences=2):
+        SlowEnv.__init__(self, 1000, 0.01)
+        with open(file, "a+") as lines:
+            lines.seek(0)
+            if len(lines.readlines()) >= licences:
+                raise ValueError("no licence is left")
+            lines.write("taken\n")

@@ -1,0 +1,411 @@
+"""Measures how many slots of an environment this machine deserves, and says so with the table it decided from.
+
+    python -m farmhand.autotune Pendulum-v1
+    python -m farmhand.autotune osim:L2M2019 --python .venv-osim/bin/python --seconds 60
+
+It starts one worker, measures its start, its steps, what it computes and what it holds, and then has 2, 4, 8, ... of
+them step at the same time, with random actions, as long as more are worth it and memory and time allow. Nothing listens
+meanwhile, and at the end nothing is left but the workers' logs.
+
+Exit codes: 0 measured; 2 it could not be measured: the environment, the interpreter, or a worker that failed, with the
+reason; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import math
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+
+import simulators
+from farmhand import tree
+from farmhand.catalog import Catalog
+from farmhand.crew import Crew, Window
+from farmhand.limits import FLOOR, Limits, in_words
+from farmhand.options import json_object, size
+from farmhand.sizing import (
+    OTHERS,
+    Decision,
+    Machine,
+    Need,
+    Row,
+    Stop,
+    decide,
+    fits,
+    growth,
+    memory_need,
+    memory_words,
+    next_slots,
+)
+from farmhand.supervisor import check_python
+from wire.errors import StartError
+
+LEAST = 3  #: steps of each worker, however slow they are
+SOLO, EACH = 0.15, 0.08  #: of --seconds, for one worker and for each number of them
+WAITS, COMPUTES = 0.3, 0.8  #: cores that a worker keeps busy: below it mostly waits, from there on it computes
+
+log = logging.getLogger("autotune")
+
+
+@dataclass
+class Report:
+    """What was measured, in the order in which it was."""
+
+    machine: Machine
+    python: str
+    start: float = 0.0  # s
+    start_computed: float = 0.0  # s of processor time
+    built: int = 0  # bytes, when its environment stood
+    fresh: int = 0  # after its first step
+    threads: int = 0
+    solo: Window = field(default_factory=Window)
+    growth: float = 0.0  # bytes a step
+    episode: float = 0.0  # steps of one
+    need: Need = field(default_factory=lambda: Need(1.0, 0))
+    rows: list[Row] = field(default_factory=list)
+    stop: Stop | None = None
+    fault: str = ""
+    faults: int = 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; exits with code 2 on a wrong one."""
+    parser = argparse.ArgumentParser(
+        prog="python -m farmhand.autotune",
+        description="Measures how many slots of an environment this machine deserves: farm.py's --slots.",
+        epilog="recipes that ship with this farm: " + ", ".join(sorted(simulators.RECIPES)),
+    )
+    parser.add_argument("env", metavar="ENV", help="a gymnasium id, a recipe, or module:factory, as for farm.py")
+    parser.add_argument("--python", default=sys.executable, metavar="PATH", help="the simulator's Python, 2.7 to 3.13")
+    parser.add_argument("--env-kwargs", type=json_object, default={}, metavar="JSON", help="for its constructor")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=20.0,
+        metavar="S",
+        help="for all of it (default: %%(default)g); what a simulator needs for its start and %d steps it gets anyway"
+        % LEAST,
+    )
+    parser.add_argument(
+        "--memory-free",
+        type=size,
+        metavar="SIZE",
+        help="as 2G: plan with so much (default: what is free here, in this container if it is one)",
+    )
+    parser.add_argument(
+        "--max-slots", type=int, metavar="N", help="look at no more (default: 64, or 8 a core if that is more)"
+    )
+    parser.add_argument("--check-bounds", choices=["on", "off"], default="on", help="as for farm.py")
+    parser.add_argument("--start-timeout", type=float, default=120.0, metavar="S", help="(default: %(default)g)")
+    parser.add_argument("--reset-timeout", type=float, default=FLOOR, metavar="S", help="(default: %(default)g)")
+    parser.add_argument("--step-timeout", type=float, default=FLOOR, metavar="S", help="(default: %(default)g)")
+    parser.add_argument(
+        "--log-dir",
+        default=os.path.join("logs", "autotune"),
+        metavar="DIR",
+        help="one log a worker (default: %(default)s)",
+    )
+    args = parser.parse_args(argv)
+    for option in ("seconds", "start_timeout", "reset_timeout", "step_timeout"):
+        if not 0 < getattr(args, option) < math.inf:
+            parser.error("--%s must be more than 0 seconds, not %g" % (option.replace("_", "-"), getattr(args, option)))
+    if args.max_slots is not None and args.max_slots < 1:
+        parser.error("--max-slots must be at least 1, not %d" % args.max_slots)
+    return args
+
+
+def measure(args: argparse.Namespace, report: Report, crew: Crew, end: float) -> None:
+    """Fills in the report.
+
+    Raises:
+        StartError: one worker alone failed. What goes wrong with more of them stands in the report.
+    """
+    machine = report.machine
+    _measure_one(args, report, crew)
+    while (slots := next_slots(machine, report.need, report.rows)) is not None:
+        report.stop = _why_not(args, report, slots, end)
+        if report.stop is not None:
+            return
+        log.info("measuring %d slots", slots)
+        try:
+            crew.renew()
+            within = crew.grow(slots, machine.room)
+            window = crew.run(slots, EACH * args.seconds, LEAST, machine.room, end) if within else None
+        except StartError as error:
+            report.stop = Stop("trouble", "with %d slots %s" % (slots, error))
+            return
+        if window is None or window.full:
+            held = sum(tree.resident(member.worker.pid) for member in crew.members)
+            report.stop = Stop(
+                "memory", "memory: %d workers held %s; %s may be used" % (slots, in_words(held), in_words(machine.room))
+            )
+            return
+        if window.least < LEAST:
+            report.stop = _too_slow(args, slots, args.seconds)
+            return
+        report.faults += window.faults
+        report.rows.append(_row(slots, window))
+        if not report.growth:
+            report.need = Need(report.need.cores, max(report.need.memory, window.most))
+
+
+def _measure_one(args: argparse.Namespace, report: Report, crew: Crew) -> None:
+    log.info("measuring one worker")
+    crew.grow(1)
+    member = crew.members[0]
+    pid = member.worker.pid
+    report.start = member.worker.stood - member.worker.began
+    report.start_computed = tree.processor_time(pid)
+    report.built = tree.resident(pid)
+    # A worker that leaks must not take all there is before that is seen; one alone that is large may go on.
+    room = report.machine.room
+    window = crew.run(1, SOLO * args.seconds, LEAST, max(room, 2 * report.built), math.inf, leak_room=room // 8)
+    if window.rate <= 0:
+        raise StartError(
+            "%s held %s after %d steps, too much to go on measuring (%s when built, %s free)\n"
+            "  now: end what else runs here, or say with --memory-free what it may have"
+            % (args.env, in_words(window.most), member.steps, in_words(report.built), in_words(report.machine.free))
+        )
+    report.solo, report.fresh, report.threads = window, member.fresh, tree.threads(pid)
+    report.faults, report.fault = window.faults, crew.fault
+    report.growth = growth(window.samples)
+    report.episode = window.steps / window.episodes if window.episodes else window.steps
+    memory = memory_need(member.fresh, max(window.most, report.built), report.growth, report.episode)
+    report.need = Need(_would_compute(window), memory)
+    report.rows.append(_row(1, window))
+
+
+def _would_compute(window: Window) -> float:
+    """Cores that a worker would keep busy if nobody else used any: while it waits for a core, it does not sleep."""
+    return max(window.computed, min(1.0, window.computed / max(0.05, 1.0 - window.queued)))
+
+
+def _row(slots: int, window: Window) -> Row:
+    return Row(slots, window.rate, window.computed + window.own, window.own, window.memory, window.others)
+
+
+def _why_not(args: argparse.Namespace, report: Report, slots: int, end: float) -> Stop | None:
+    """Why so many are not to be measured, if they are not."""
+    machine, need = report.machine, report.need
+    if not fits(machine, need, slots):
+        return Stop("memory", memory_words(machine, need))
+    crowd = max(1.0, slots * need.cores / machine.cores)
+    start = max(report.start, slots * report.start_computed / machine.cores)
+    takes = start + max(EACH * args.seconds, (LEAST + 2) * crowd / report.rows[0].rate)
+    left = end - time.monotonic()
+    return _too_slow(args, slots, args.seconds + takes - left) if takes > left else None
+
+
+def _too_slow(args: argparse.Namespace, slots: int, seconds: float) -> Stop:
+    wanted = 10 * math.ceil(max(1.5 * seconds, 2 * args.seconds) / 10)
+    return Stop(
+        "time",
+        "time: %d slots were not measured within %g s, and may be worth it (--seconds %d)"
+        % (slots, args.seconds, wanted),
+    )
+
+
+# What is told.
+
+
+def say(args: argparse.Namespace, report: Report) -> None:
+    """Prints the measurement, the table, and the decision."""
+    decision = decide(report.machine, report.need, report.rows, report.stop)
+    machine = report.machine
+    print(
+        "%s here: %g cores, %s free%s, of which workers may use %s"
+        % (
+            args.env,
+            machine.cores,
+            in_words(machine.free),
+            " (--memory-free)" if args.memory_free else "",
+            in_words(machine.room),
+        )
+    )
+    print("one worker alone, Python %s:" % report.python)
+    for name, text in _one_worker(report):
+        print("  %-10s %s" % (name, text))
+    print()
+    for line in table(report, decision):
+        print(line)
+    print()
+    for remark in _remarks(report):
+        print("note: " + remark)
+    print("recommended: %d slot%s\n  %s" % (decision.slots, "" if decision.slots == 1 else "s", decision.why))
+    print(command(args, report, decision.slots), flush=True)
+
+
+def _one_worker(report: Report) -> Iterator[tuple[str, str]]:
+    solo, need = report.solo, report.need
+    yield "start", "%.2f s, %.2f s of it computing" % (report.start, report.start_computed)
+    if solo.reset_seconds:
+        yield "reset", "%s in the median of %d" % (_time(np.median(solo.reset_seconds)), len(solo.reset_seconds))
+    median, p99 = np.percentile(solo.step_seconds, [50, 99])
+    longest = max(solo.step_seconds)
+    yield (
+        "step",
+        "%s in the median, %s p99, %s at most, of %d" % (_time(median), _time(p99), _time(longest), solo.steps),
+    )
+    if need.cores >= 1.2:
+        what = "computes in several threads or processes"
+    elif need.cores >= COMPUTES:
+        what = "computes nearly all the time"
+    elif need.cores <= WAITS:
+        what = "sleeps or waits most of the time"
+    else:
+        what = "computes, and sleeps or waits between"
+    threads = report.threads - 1  # one only waits for the farm's end
+    yield "processor", "%.2f cores, %s; %d thread%s" % (need.cores, what, threads, "" if threads == 1 else "s")
+    grown = "no growth seen"
+    if report.growth:
+        grown = "grows by %s a step" % in_words(report.growth)
+        if solo.episodes:
+            grown += ", %s an episode" % in_words(report.growth * report.episode)
+    yield (
+        "memory",
+        "%s when built, %s after a step, %s at most in %d steps and %d episodes; %s"
+        % (
+            in_words(report.built),
+            in_words(report.fresh),
+            in_words(solo.most),
+            solo.steps,
+            solo.episodes,
+            grown,
+        ),
+    )
+
+
+def table(report: Report, decision: Decision) -> Iterator[str]:
+    """A line for each number of slots."""
+    yield "%6s %10s %11s %11s %9s  %s" % ("slots", "steps/s", "efficiency", "cores busy", "memory", "verdict")
+    first = report.rows[0].rate
+    for row, verdict in zip(report.rows, decision.verdicts, strict=True):
+        yield "%6d %10.4g %9.0f %% %11.2f %9s  %s" % (
+            row.slots,
+            row.rate,
+            100 * row.rate / first / row.slots,
+            row.busy,
+            in_words(row.memory),
+            ("* " if row.slots == decision.slots else "") + verdict,
+        )
+
+
+def _remarks(report: Report) -> Iterator[str]:
+    solo = report.solo
+    if report.faults:
+        yield "the environment failed %d times, the last one was %s" % (report.faults, report.fault)
+    if not solo.episodes:
+        yield "no episode ended in %d steps of one worker: what resets cost is not in the figures" % solo.steps
+    if solo.full:
+        yield "one worker alone was stopped early, at %s; what it holds after more steps is not known" % in_words(
+            solo.most
+        )
+    if report.growth:
+        yield (
+            "it leaks: counted are twice what a fresh one holds, and what an episode adds; --recycle-memory below\n"
+            "  has each worker replaced at the end of the episode in which it takes more than its share"
+        )
+    if not fits(report.machine, report.need, 1):
+        yield "even one worker takes %s, and %s may be used" % (
+            in_words(report.need.memory),
+            in_words(report.machine.room),
+        )
+    others = max(row.others for row in report.rows)
+    if others >= OTHERS * report.machine.cores:
+        yield (
+            "other programs kept up to %.2f of %g cores busy meanwhile, and this is for what they leave: measure again "
+            "when they have ended" % (others, report.machine.cores)
+        )
+
+
+def command(args: argparse.Namespace, report: Report, slots: int) -> str:
+    """The line that starts the farm."""
+    words = ["python", "farm.py", args.env, "--slots", str(slots)]
+    if args.python != sys.executable:
+        words += ["--python", args.python]
+    if args.env_kwargs:
+        words += ["--env-kwargs", json.dumps(args.env_kwargs)]
+    if args.check_bounds != "on":
+        words += ["--check-bounds", args.check_bounds]
+    if report.growth:
+        share = report.machine.room / slots - report.growth * report.episode
+        words += ["--recycle-memory", "%dM" % math.ceil(max(share, 2 * report.fresh) / 2**20)]
+    return shlex.join(words)
+
+
+def _time(seconds: float) -> str:
+    for unit, factor in (("s", 1.0), ("ms", 1e3)):
+        if seconds * factor >= 1:
+            return "%.3g %s" % (seconds * factor, unit)
+    return "%.3g us" % (seconds * 1e6)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures, and prints what came out.
+
+    Raises:
+        StartError: there is nothing to recommend.
+    """
+    began = time.monotonic()
+    catalog = Catalog([args.env], args.env_kwargs, check_bounds=args.check_bounds == "on")
+    version = check_python(args.python)
+    folder = Path(args.log_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartError(
+            "cannot make the folder for logs, %s: %s\n  now: name another with --log-dir"
+            % (folder, error.strerror or error)
+        ) from None
+    cores = tree.cores()
+    free = args.memory_free or tree.free_memory()[1]
+    report = Report(Machine(cores, free, args.max_slots or max(64, math.ceil(8 * cores))), version)
+    limits = Limits(start=args.start_timeout, reset=args.reset_timeout, step=args.step_timeout)
+    crew = Crew(catalog, args.python, folder, limits)
+    try:
+        measure(args, report, crew, began + args.seconds)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # the end is under way and has a limit
+        crew.close()
+    say(args, report)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code; see the module."""
+    args = parse(argv)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    try:
+        run(args)
+    except StartError as error:
+        print("autotune: %s" % error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):
+            print("autotune: stopped; every worker has ended", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
