@@ -27,7 +27,7 @@ from peers import Missing, python_of
 ENV = "vector_env:Steps"
 PEER_LIMIT = 240.0  #: s for a peer to stand; Ray takes its time
 OURS_LIMIT = 900.0  #: the same for ours: a thousand workers on a few cores
-WORKER = 40 * 2**20  #: bytes that a worker is taken to need, with room to spare; memory.py measures it
+WORKER, FILLED = 17e6, 0.85  #: bytes of its own that a worker needs (memory.py), and how far memory may be filled
 BOTH = ("FarmVectorEnv.step", "Farmer.step")
 READY = "Farmer.send, recv"
 
@@ -250,7 +250,7 @@ def many(bench: Bench) -> None:
 
 
 def _that_fit(wanted: int, farms: int) -> int:
-    there = int(psutil.virtual_memory().available * 0.8 / WORKER) // farms * farms
+    there = int(psutil.virtual_memory().available * FILLED / WORKER) // farms * farms
     if there < wanted:
         print("memory is there for %d workers, not for %d" % (there, wanted), file=sys.stderr, flush=True)
     return min(wanted, there)
