@@ -62,7 +62,7 @@ class Bench:
     def __init__(self, rounds: int, seconds: float | None, slots: int | None, only: list[str], out: Path):
         """Args: as the command line's."""
         self.rounds, self.seconds, self.most, self.only, self.out = rounds, seconds, slots, only, out
-        self.about: dict[str, str] = {}
+        self.about: dict[str, set[str]] = {}  # versions; remote-gym has some of its own
         self.missing: dict[str, str] = {}
         self.texts: list[str] = []
 
@@ -96,7 +96,7 @@ class Bench:
         entries = "[%s]" % ", ".join('["%s", %d]' % tuple(entry) for entry in farmlist)
         command = [sys.executable, "peer_slots.py", "--farmlist", entries, "--slots", *map(str, slots)]
         with Peer(command + ["--vector"] * vector, OURS_LIMIT) as peer:
-            self.about.update(peer.about)
+            self.tell(peer.about)
             yield peer
 
     @contextlib.contextmanager
@@ -108,7 +108,7 @@ class Bench:
             python = sys.executable if library.home is None else python_of(library.home)
             command = [python, "peer_vector.py", "--library", name, "--slots", str(slots)]
             peer = Peer(command, PEER_LIMIT)
-            self.about.update(peer.about)
+            self.tell(peer.about)
         except (Missing, PeerError) as error:
             self.miss(name, error)
         try:
@@ -120,6 +120,11 @@ class Bench:
         finally:
             if peer is not None:
                 peer.close()
+
+    def tell(self, about: dict[str, str]) -> None:
+        """Notes versions."""
+        for name, version in about.items():
+            self.about.setdefault(name, set()).add(version)
 
     def miss(self, name: str, error: Exception) -> None:
         """Notes that a peer gave no figures."""
@@ -450,7 +455,8 @@ def main(argv: list[str] | None = None) -> int:
     for name in args.cases:
         CASES[name](bench)
         print(bench.texts[-1] + "\n", flush=True)
-    print("%s.\n%s." % (machine(), ", ".join("%s %s" % pair for pair in bench.about.items())))
+    versions = ["%s %s" % (name, " and ".join(sorted(found))) for name, found in bench.about.items()]
+    print("%s.\n%s." % (machine(), ", ".join(versions)))
     for name, why in bench.missing.items():
         print("%s is missing: %s" % (name, why.splitlines()[0]))
     return int(bool(bench.missing))
