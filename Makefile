@@ -39,9 +39,12 @@ format: $(VENV)/.made ## let ruff rewrite what it can
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-bench: $(VENV)/.made ## what a remote step costs and where it goes, beside AsyncVectorEnv
+bench: $(VENV)/.made ## what a remote step costs and where it goes, beside other libraries, about 20 minutes
+	-$(VENV)/bin/python benchmarks/peers.py vector remote-gym
 	$(VENV)/bin/python benchmarks/step_latency.py
 	$(VENV)/bin/python benchmarks/step_parts.py
+	$(VENV)/bin/python benchmarks/memory.py
+	$(VENV)/bin/python benchmarks/throughput.py
 
 osim: $(OSIM)/.made ## make the OpenSim environment, .venv-osim
 
@@ -53,7 +56,7 @@ interpreters: $(VENV)/.made ## make environments of other Pythons (2.7 to 3.13),
 	  echo "  now: install the missing ones, or name them: FARM_PYTHONS=/path/to/python2.7:/path/to/python3.6 make $@"; }
 
 clean: ## remove environments, caches and runs
-	rm -rf $(VENV) $(OSIM) $(SB3) .interpreters runs logs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OSIM) $(SB3) .venv-peers .interpreters runs logs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV): $(VENV)/.made

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,12 @@ class Sleeper(gymnasium.Env):
 
 @contextlib.contextmanager
 def local_farm(
-    env: str, slots: int, folder: Path, python: str | None = None, kwargs: dict[str, Any] | None = None
+    env: str,
+    slots: int,
+    folder: Path,
+    python: str | None = None,
+    kwargs: dict[str, Any] | None = None,
+    options: Sequence[str] = (),
 ) -> Iterator[str]:
     """A farm.py of this machine, ended with the block; gives its address.
 
@@ -57,13 +62,14 @@ def local_farm(
         folder: for the slots' logs and `farm.log`.
         python: the simulator's, this one by default.
         kwargs: of the environment's constructor.
+        options: more of farm.py's.
 
     Raises:
         RuntimeError: it did not start; the text has the end of its log.
     """
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(ROOT / "farm.py"), env, "--slots", str(slots), "--port", "0", "--until-eof"]
-    command += ["--log-dir", str(folder.resolve() / "slots"), "--env-kwargs", json.dumps(kwargs or {})]
+    command += ["--log-dir", str(folder.resolve() / "slots"), "--env-kwargs", json.dumps(kwargs or {}), *options]
     command += ["--python", str(Path(python).absolute())] if python else []  # absolute: the farm has another folder
     # Where a module is looked for, and where a simulator leaves what it writes (MUJOCO_LOG.TXT).
     home = ROOT / "benchmarks" if ":" in env else folder

@@ -35,13 +35,13 @@ class PeerError(Exception):
 class Peer:
     """The parent's side."""
 
-    def __init__(self, command: list[str]):
+    def __init__(self, command: list[str], start_limit: float = START_LIMIT):
         self.command = command
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the peer)
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, cwd=HERE
         )
-        self.about: dict[str, Any] = self._answer(START_LIMIT)
+        self.about: dict[str, Any] = self._answer(start_limit)
 
     def __enter__(self) -> Peer:
         return self
@@ -51,14 +51,27 @@ class Peer:
 
     def run(self, seconds: float) -> tuple[int, float]:
         """(updates, seconds they took), of about as many seconds."""
+        answer = self.ask({"seconds": seconds})
+        return answer["updates"], answer["seconds"]
+
+    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        """What the peer answers; `seconds` in the message are how long it is to take.
+
+        Raises:
+            PeerError: it ended, or took RUN_LIMIT longer.
+        """
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps({"seconds": seconds}) + "\n")
+            self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
         except OSError:
             raise self._failure() from None
-        answer = self._answer(RUN_LIMIT + seconds)
-        return answer["updates"], answer["seconds"]
+        return self._answer(RUN_LIMIT + message["seconds"])
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self._process.poll() is not None
 
     def close(self) -> None:
         """Ends it, within STOP_LIMIT."""
@@ -112,8 +125,7 @@ def serve(
     Raises:
         RuntimeError: updates changed nothing, or led to NaN.
     """
-    pipe = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever prints does not reach the pipe
+    pipe = take_stdout()
     before = fingerprint()
     for count in counts:
         burst(count)  # compiles
@@ -122,9 +134,22 @@ def serve(
     after = fingerprint()
     if not abs(after) < float("inf") or before == after:
         raise RuntimeError("the updates learnt nothing: %r before, %r after" % (before, after))
-    _say(pipe, dict(about, **{"updates in a call": fastest}))
+    about = dict(about, **{"updates in a call": fastest})
+    answer_all(pipe, about, lambda message: _timed(burst, fastest, message["seconds"]))
+
+
+def take_stdout() -> Any:
+    """The pipe to the parent; whatever prints from now on does not reach it."""
+    pipe = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return pipe
+
+
+def answer_all(pipe: Any, about: dict[str, Any], answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """The peer's side: says what it is, then answers each message until stdin closes."""
+    _say(pipe, about)
     for line in sys.stdin:
-        _say(pipe, _timed(burst, fastest, json.loads(line)["seconds"]))
+        _say(pipe, answer(json.loads(line)))
 
 
 def _timed(burst: Callable[[int], None], count: int, seconds: float) -> dict[str, Any]:

@@ -33,6 +33,21 @@ PEERS = {
         (["tensorflow==2.12.0", "keras-rl2==1.0.5", "gym==0.26.2"],),
         ("tensorflow", "rl.agents"),
     ),
+    "vector": (
+        ("3.11", "3.12", "3.13"),
+        (
+            ["torch==2.13.0"],
+            ["gymnasium==1.4.0", "stable-baselines3==2.9.2", "tianshou==2.0.1", "ray==2.60.0", "psutil"]
+            + ["dm-env-rpc==1.1.7", "grpcio==1.85.1"],
+        ),
+        ("gymnasium", "stable_baselines3", "tianshou", "ray", "dm_env_rpc", "grpc"),
+    ),
+    # Apart from the others, because it wants a protobuf from before 5, and so a dm-env-rpc from before 1.1.7.
+    "remote-gym": (
+        ("3.11", "3.12", "3.10"),
+        (["remote-gym==0.7.3", "dm-env-rpc==1.1.6", "gymnasium==1.4.0"],),
+        ("remote_gym",),
+    ),
 }
 
 
