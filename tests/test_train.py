@@ -264,8 +264,12 @@ def test_ctrl_c_in_save_and_many_in_r_are_told_in_a_line(at_farm, tmp_path):
     time.sleep(1)
     for _ in range(6):
         here.child.sendintr()
-        time.sleep(0.05)
+        time.sleep(0.01)
     said = here.wait()
+    time.sleep(0.5)
+    here.child.sendline("print('on', 'again')")
+    here.child.expect("on again")  # a late Ctrl-C may have given prompts of its own
+    here.wait()
     assert re.search(r"stopped after \d+ of 1000 episodes", said)
     assert "Traceback" not in said
     here.type("import importlib; importlib.reload(os)")
