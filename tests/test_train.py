@@ -379,6 +379,38 @@ def test_an_unattended_run_whose_terminal_is_closed_saves(farmed, tmp_path):
     assert len(saves_in(tmp_path)) == 1
 
 
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_an_unattended_run_at_once_and_nohup_counts():
+    code = """
+import time
+from desk.ending import Unattended
+with Unattended() as ended:
+    ended.saving = True
+    print("here", flush=True)
+    time.sleep(60)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    with process:
+        assert process.stdout.readline() == "here\n"
+        process.send_signal(signal.SIGHUP)
+        for pause in (0.2, 1.5):  # the first two are one
+            process.send_signal(signal.SIGINT)
+            time.sleep(pause)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=10)[1]
+    assert process.returncode == 130
+    assert said.count("a second Ctrl-C ends at once") == 1
+    assert said.endswith("train.py: ended without a save\n")
+
+
 @pytest.mark.parametrize(("script", "module"), [("train.py", "tensorflow"), ("farm.py", "Pyro4")])
 def test_ctrl_c_during_the_imports_is_one_line_and_code_130(tmp_path, script, module):
     (tmp_path / (module + ".py")).write_text(
