@@ -11,6 +11,7 @@ import functools
 import os
 import signal
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -176,8 +177,11 @@ class Prompt:
 
     def _end(self) -> None:
         """The prompt would survive any exception, so the process ends here."""
+        name = signal.Signals(self._number).name
+        _write("\ntrain.py: ended by %s; what was trained since the last save is saved first\n" % name)
         try:
             self.session.leave()
+            sys.stdout.flush()
         finally:
             os._exit(128 + self._number)
 

@@ -224,6 +224,7 @@ def test_a_signal_at_the_prompt_saves_and_ends(at_farm, tmp_path, number, traini
         here.child.ptyproc.fileobj.close()
     else:
         here.child.kill(number)
+        here.child.expect("ended by SIGTERM; what was trained since the last save is saved first")
     assert end_of(here.child) == 128 + number
     assert len(saves_in(tmp_path)) == 1
     (save,) = saves_in(tmp_path)
