@@ -21,10 +21,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, _leave)
 
 import atexit
-import contextlib
 import logging
-import threading
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import tyro
@@ -40,6 +37,14 @@ if TYPE_CHECKING:
 
 def open_session(argv: list[str] | None = None) -> Session | None:
     """A session from a command line, None when it cannot start (which it has said then)."""
+    try:
+        return _opened(argv)
+    finally:
+        if getattr(signal.getsignal(signal.SIGINT), "__name__", "") == "_leave":
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _opened(argv: list[str] | None) -> Session | None:
     options = tyro.cli(Options, args=argv, prog="train.py", description=__doc__)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     for library in ("absl", "tensorflow", "h5py", "matplotlib"):
@@ -47,7 +52,7 @@ def open_session(argv: list[str] | None = None) -> Session | None:
     try:
         options.check()
         folder = Folder(options.folder)
-    except (FarmError, ValueError) as error:
+    except (FarmError, ValueError, OSError) as error:
         complain(error)
         return None
     try:
@@ -58,16 +63,21 @@ def open_session(argv: list[str] | None = None) -> Session | None:
             raise
         complain(error)
         return None
-    atexit.register(session.close)
+    atexit.register(session.leave)
     return session
 
 
 def _session(options: Options, folder: Folder) -> Session:
-    from desk.session import Session  # and TensorFlow, which takes seconds: a mistake in an option is told before
+    from desk.farms import Farms
 
-    if getattr(signal.getsignal(signal.SIGINT), "__name__", "") == "_leave":
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    return Session(options, folder)
+    farms = Farms(options, folder.path)
+    try:
+        from desk.session import Session  # and TensorFlow, which takes seconds: what farms refuse is told before
+
+        return Session(options, folder, farms)
+    except BaseException:
+        farms.close()
+        raise
 
 
 def complain(error: BaseException) -> None:
@@ -79,8 +89,8 @@ def main(argv: list[str] | None = None) -> int:
     """Trains unattended.
 
     Returns:
-        The exit code: 0, 1 when the training failed, 2 when it could not start, 130 when Ctrl-C ended it and 143 when
-        SIGTERM did.
+        The exit code: 0, 1 when the training failed, 2 when it could not start, 128 and the signal's number when one
+        ended it: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
     """
     session = None
     try:
@@ -95,58 +105,57 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _unattended(session: Session) -> int:
+    from desk.ending import Unattended
+
     n = session.options.episodes or 100
-    with _ended_by_sigterm() as terminated:
+    with Unattended() as ended:
+        code = 0
         try:
-            code = 0 if session.r(n) >= n else 130
+            if session.r(n) < n:
+                code = 1
         except KeyboardInterrupt:  # before or after its loop, which ends by itself
-            code = 130
+            code = 1
         except (FarmError, OSError) as error:
             complain(error)
             code = 1
         except (FloatingPointError, ValueError) as error:
             complain(error)
             return 1  # and the save before this one stays: these weights may be what failed
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end is under way
+        ended.saving = True
+        if code and ended.number:
+            code = 128 + ended.number
         try:
             session.save()
             session.plot()
         except (FarmError, FloatingPointError, ValueError, OSError) as error:
             complain(error)
             return 1
-    return 143 if code == 130 and terminated.is_set() else code
+    return code
 
 
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[threading.Event]:
-    """SIGTERM ends the training as Ctrl-C does, also where a shell has had that ignored; gives whether it came."""
-    from agents.interrupt import stop_loops
-
-    terminated = threading.Event()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        terminated.set()
-        if not stop_loops():
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, end)
+def _prompt() -> None:
+    """The session at the prompt, whose names come into this module."""
+    session = None
     try:
-        yield terminated
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        session = open_session(sys.argv[1:])
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, KeyboardInterrupt):
+            print("train.py: interrupted", file=sys.stderr)
+    if session is None:  # and the prompt comes whatever is raised here
+        print("train.py: nothing was started; leave with exit, and correct the line", file=sys.stderr)
+        return
+    from desk.ending import Prompt
+
+    prompt = Prompt(session)
+    prompt.watch()
+    names = prompt.names()
+    globals().update(names)
+    session.greet()
+    if session.options.episodes:
+        names["r"](session.options.episodes)
 
 
 if __name__ == "__main__":
     if shell() is None and not sys.flags.interactive:
         sys.exit(main())
-    try:
-        session = open_session(sys.argv[1:])
-    except KeyboardInterrupt:
-        print("train.py: interrupted", file=sys.stderr)
-        session = None
-    if session is not None:
-        names = session.names()
-        globals().update(names)
-        session.greet()
-        if session.options.episodes:
-            names["r"](session.options.episodes)
+    _prompt()

@@ -89,6 +89,7 @@ class Checkpointer:
 
     Attributes:
         loaded: the save that `load` took, None before.
+        step: the agent's when it was last saved or loaded here, None before.
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int = 3, every_s: float | None = None):
@@ -107,6 +108,7 @@ class Checkpointer:
         self.folder = Path(folder)
         self.keep, self.every_s = keep, every_s
         self.loaded: Path | None = None
+        self.step: int | None = None
         self._damaged: set[Path] = set()  # saves that `load` found so: they do not count among those kept
         self._last = time.monotonic()
 
@@ -150,6 +152,7 @@ class Checkpointer:
                             log.warning("%s is saved, but what it replaces cannot be removed: %s", path, error)
         finally:
             self._last = time.monotonic()
+        self.step = manifest["step"]
         return path
 
     def load(self, agent: Any) -> dict[str, Any]:
@@ -182,7 +185,7 @@ class Checkpointer:
             lineage = _Lineage(_new_name(), segments, int(manifest["replay"]["count"]))
             _written[memory] = lineage  # under a name of its own: it may go on from a save that is not the newest
             agent.load_state(arrays, manifest["values"])
-        self.loaded, self._last = path, time.monotonic()
+        self.loaded, self.step, self._last = path, manifest["step"], time.monotonic()
         log.debug("loaded %s, written %s", path, manifest["written"])
         return dict(manifest["extra"])
 

@@ -27,15 +27,15 @@ class LocalFarm:
     Attributes:
         address: of it, and how many slots it has.
         trouble: why it ended for good, None while it runs.
+        on_end: called, by a thread, when it has ended for good.
     """
 
-    def __init__(self, options: Options, folder: Path, on_end: Callable[[], None]):
+    def __init__(self, options: Options, folder: Path):
         """Starts it and waits until it offers the environment.
 
         Args:
             options: what it shall offer.
             folder: for its logs.
-            on_end: called, by a thread, when it has ended for good.
 
         Raises:
             FarmError: it did not start; what it said is in the text.
@@ -50,7 +50,7 @@ class LocalFarm:
         self.log = folder / "farm.log"
         self.log.write_bytes(b"")
         self.trouble: str | None = None
-        self._on_end = on_end
+        self.on_end: Callable[[], None] = lambda: None
         self._restarted: list[float] = []
         self._stopping = threading.Event()
         self._lock = threading.Lock()  # of the process, against a stop while it is started again
@@ -97,7 +97,7 @@ class LocalFarm:
     def _give_up(self, why: str) -> None:
         if not self._stopping.is_set():
             self.trouble = why
-            self._on_end()
+            self.on_end()
 
     def _wait(self) -> tuple[str, int]:
         assert self._process.stdout is not None

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from wire.auth import find_key
+
 AGENTS = {"ddpg": "make_ddpg", "sac": "make_sac"}  #: names, and the functions of `agents` that make them
 
 
@@ -63,6 +65,8 @@ class Options:
 
         Raises:
             ValueError: an option is out of its range.
+            BadKey: the key cannot be used.
+            FileNotFoundError: there is nothing to resume.
         """
         if self.agent not in AGENTS:
             raise ValueError("no agent %r\n  there are: %s" % (self.agent, ", ".join(AGENTS)))
@@ -72,3 +76,10 @@ class Options:
                 raise ValueError("--%s must be %d or more, not %d" % (name.replace("_", "-"), least, value))
         if not self.autosave >= 0:
             raise ValueError("--autosave must be 0 (never) or minutes, not %g" % self.autosave)
+        find_key(self.key_file)
+        saves = self.folder / "checkpoint"
+        if self.resume and not any(saves.glob("save-*")):
+            raise FileNotFoundError(
+                "no checkpoint at %s, so there is nothing for --resume to go on with\n"
+                "  now: name its folder with --out, or leave --resume out" % saves
+            )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,11 @@ from agents.interrupt import stop_loops
 from agents.metrics import FILE as METRICS_FILE
 from agents.metrics import MetricsLogger, plot_metrics
 from agents.offpolicy import OffPolicyAgent
+from desk.ending import one_ctrl_c
+from desk.farms import Farms
 from desk.folder import Folder
-from desk.local_farm import LocalFarm
 from desk.options import AGENTS, Options
 from desk.screen import console, say, shell
-from farmer import Farmer
 from farmer.places import LOST_BUCKETS
 from wire.errors import FarmError, FarmlistError
 
@@ -113,17 +111,21 @@ class Watch(Callback):
 
 
 class Session:
-    """Everything behind the prompt."""
+    """Everything behind the prompt.
 
-    def __init__(self, options: Options, folder: Folder):
-        """Finds or starts farms and builds the agent.
+    Attributes:
+        unsaved: whether something was trained since the last save that is worth one.
+    """
+
+    def __init__(self, options: Options, folder: Folder, farms: Farms):
+        """Builds the agent.
 
         Args:
             options: as typed, and checked.
             folder: for all that is written; `close` frees it.
+            farms: to learn from; `close` closes them.
 
         Raises:
-            FarmError: no farm, or none that offers the environment.
             ValueError: the agent does not fit the environment.
             FileNotFoundError: there is nothing to resume.
         """
@@ -132,20 +134,18 @@ class Session:
         self._folder = folder
         self.episodes: list[Episode] = []
         self.seconds = 0.0
-        self.local: LocalFarm | None = None
+        self.farms, self.farmer = farms, farms.farmer
+        self.unsaved = self._closed = False
         self._training = False
         self.saves = Checkpointer(self.out / "checkpoint", options.keep, 60 * options.autosave or None)
         self.metrics = MetricsLogger(self.out)
-        if not options.resume:
+        self.agent = self._agent()
+        if options.resume:
+            self.load()
+        else:
             self._warn_of_saves()
-        self.farmer = self._farmer()
-        try:
-            self.agent = self._agent()
-            if options.resume:
-                self.load()
-        except BaseException:
-            self.close()
-            raise
+        if farms.local is not None:
+            farms.local.on_end = self._local_ended
 
     def _warn_of_saves(self) -> None:
         found = self.saves.found()
@@ -156,22 +156,6 @@ class Session:
             keep = self.options.keep
             several = "" if len(found) == 1 else "s"
             say(told % (self.out, len(found), several, found[0].name, keep, "s" if keep == 1 else "", METRICS_FILE))
-
-    def _farmer(self) -> Farmer:
-        path = self.options.farmlist or Path("farmlist.py")
-        if self.options.farmlist is None and not path.exists():
-            say("no farmlist.py here: starting a local farm (copy farmlist.example.py to use other machines)")
-            self.local = LocalFarm(self.options, self.out, self._local_ended)
-            farms: Any = [self.local.address]
-        else:
-            farms = path
-        try:
-            options = self.options
-            return Farmer(options.env, farms, slots=options.slots, seed=options.seed, key_file=options.key_file)
-        except BaseException:
-            if self.local is not None:
-                self.local.stop()
-            raise
 
     def _agent(self) -> OffPolicyAgent:
         options = self.options
@@ -204,24 +188,33 @@ class Session:
         self._check_local()
         callbacks = [watch, self.metrics, Autosave(self.saves, self._extra)]
         repetition = self.options.action_repetition
-        self._training = True
-        try:
-            self.agent.fit(self.farmer, None, repetition, callbacks, verbose=0, nb_episodes=n)
-        finally:
-            self._training = False
-            if watch.done < n:
-                say("stopped after %d of %d episodes; r(%d) goes on" % (watch.done, n, n - watch.done))
-            if self.episodes:
-                say("mean return of the last %d episodes: %.1f" % (min(WINDOW, len(self.episodes)), self.mean_return()))
+        steps = self.agent.step
+        with one_ctrl_c():
+            self._training = True
+            try:
+                self.agent.fit(self.farmer, None, repetition, callbacks, verbose=0, nb_episodes=n)
+            except (FloatingPointError, ValueError):
+                steps = self.agent.step  # the save before this one stays: these weights may be what failed
+                self.unsaved = False
+                raise
+            finally:
+                self._training = False
+                self.unsaved |= self.agent.step not in (steps, self.saves.step)
+                self._tell(watch, n)
         if watch.done < n:
             self._check_local()
         return watch.done
 
+    def _tell(self, watch: Watch, n: int) -> None:
+        if watch.done < n:
+            say("stopped after %d of %d episodes; r(%d) goes on" % (watch.done, n, n - watch.done))
+        if self.episodes:
+            say("mean return of the last %d episodes: %.1f" % (min(WINDOW, len(self.episodes)), self.mean_return()))
+
     def _check_local(self) -> None:
-        if self.local is not None and self.local.trouble is not None:
-            raise FarmError(
-                "%s\n  now: save() keeps what was learnt; leave, and go on with --resume" % self.local.trouble
-            )
+        local = self.farms.local
+        if local is not None and local.trouble is not None:
+            raise FarmError("%s\n  now: save() keeps what was learnt; leave, and go on with --resume" % local.trouble)
 
     def _local_ended(self) -> None:
         """No step will come any more, so a training has to be ended as Ctrl-C ends it."""
@@ -231,7 +224,8 @@ class Session:
     def test(self, n: int = 10) -> list[float]:
         """Plays n episodes without noise and without learning; returns their returns."""
         repetition = self.options.action_repetition
-        history = self.agent.test(self.farmer, _positive(n), repetition, visualize=False, verbose=0)
+        with one_ctrl_c():
+            history = self.agent.test(self.farmer, _positive(n), repetition, visualize=False, verbose=0)
         returns = [float(value) for value in history.history.get("episode_reward", [])]
         if returns:
             say("test: mean return %.1f over %d episodes (sd %.1f)" % (np.mean(returns), len(returns), np.std(returns)))
@@ -241,6 +235,7 @@ class Session:
         """Saves everything: weights, optimizers, targets, replay, random states, counters, history."""
         saves = self.saves if path is None else Checkpointer(path, self.options.keep)
         made = saves.save(self.agent, self._extra())
+        self.unsaved = False
         say("saved to %s" % made)
         return made
 
@@ -253,6 +248,7 @@ class Session:
         saves = self.saves if path is None else Checkpointer(path, self.options.keep)
         extra = saves.load(self.agent)
         assert saves.loaded is not None
+        self.unsaved = False
         self.episodes = [Episode(*row) for row in extra.get("episodes", [])]
         self.seconds = extra.get("seconds", 0.0)
         if extra.get("env", self.options.env) != self.options.env:
@@ -337,13 +333,24 @@ class Session:
         last = [episode.reward for episode in self.episodes[-WINDOW:]]
         return float(np.mean(last)) if last else float("nan")
 
+    def leave(self) -> None:
+        """Saves what was trained since the last save, if anything was, and closes; after `close` nothing."""
+        if self._closed:
+            return
+        try:
+            if self.unsaved:
+                say("saving what was trained since the last save; --resume goes on with it")
+                self.save()
+        except (FarmError, FloatingPointError, ValueError, OSError) as error:
+            say("not saved: %s: %s" % (type(error).__name__, error))
+        finally:
+            self.close()
+
     def close(self) -> None:
         """Frees all slots and the folder, and ends a local farm."""
+        self._closed = True
         self.metrics.close()
-        self.farmer.close()
-        if self.local is not None:
-            self.local.stop()
-            self.local = None
+        self.farms.close()
         self._folder.free()
 
     def greet(self) -> None:
@@ -352,29 +359,11 @@ class Session:
         say("%s on %s, %d slot%s" % (self.options.agent, self.options.env, slots, "" if slots == 1 else "s"))
         say("r(n) train   test(n) evaluate   save() load()   status() plot() refarm()   agent, farmer, session")
 
-    def names(self) -> dict[str, Any]:
-        """What the prompt offers; there a mistake is told in a line, where the session's own methods raise."""
-        verbs = (self.r, self.test, self.save, self.load, self.status, self.plot, self.refarm)
-        return dict({verb.__name__: _told(verb) for verb in verbs}, agent=self.agent, farmer=self.farmer, session=self)
-
 
 def _ends(ledger: dict[str, int]) -> str:
     """How many steps were sent, and what became of them."""
     ends = ", ".join("%d %s" % (count, name) for name, count in ledger.items() if count and name != "sent")
     return "%d steps sent%s" % (ledger["sent"], ": " + ends if ends else "")
-
-
-def _told(verb: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(verb)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            result = verb(*args, **kwargs)
-        except (FarmError, FloatingPointError, ValueError, OSError) as error:
-            say("%s: %s" % (type(error).__name__, error))
-            return None
-        return result if verb.__name__ == "test" else None  # the others have said theirs
-
-    return call
 
 
 def _positive(n: int) -> int:

@@ -22,7 +22,7 @@ import gymnasium
 from farmer import balance
 from farmer.connection import Connection
 from farmer.courier import Courier, Reply
-from farmer.farmlist import FarmAddress, load_farmlist
+from farmer.farmlist import PORT, FarmAddress, load_farmlist
 from farmer.places import Farm, Place, key_of
 from farmer.spaces import build_space
 from farmer.tunnel import Tunnel
@@ -223,7 +223,8 @@ class Keeper:
     def _plan(self, lines: dict[Farm, Connection]) -> None:
         troubles = [farm.trouble for farm in self.farms if farm.trouble is not None]
         if not lines:
-            raise FarmUnreachable("\n".join(troubles) + "\n  now: start one there: python farm.py %s" % self.env)
+            there = dict.fromkeys(_command(self.env, farm.address) for farm in self.farms)
+            raise FarmUnreachable("\n".join(troubles) + "\n  now: start one there: " + ", or: ".join(there))
         for farm, line in lines.items():
             if farm.address.slots > int(line.about["slots"]):
                 raise NoFreeSlot(_too_many(farm.address, int(line.about["slots"])))
@@ -540,6 +541,14 @@ def _end_tunnel(farm: Farm) -> None:
 
 def _few(address: FarmAddress, count: int, wanted: int) -> str:
     return "%s has %d of %d slots for this host: the others are another's, or do not start" % (address, count, wanted)
+
+
+def _command(env: str, address: FarmAddress) -> str:
+    """What starts a farm at an address; behind ssh it listens on its own machine's 127.0.0.1."""
+    command = "python farm.py %s" % env
+    if address.ssh is None and address.host not in ("127.0.0.1", "localhost"):
+        command += " --host %s --key-file PATH" % address.host
+    return command if address.port == PORT else command + " --port %d" % address.port
 
 
 def _too_many(address: FarmAddress, offered: int) -> str:

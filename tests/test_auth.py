@@ -317,10 +317,13 @@ def test_farm_py_without_an_environment_says_so():
 @pytest.mark.slow
 def test_train_py_gives_its_key_to_the_farm_that_it_starts(key_file, tmp_path):
     code = (
-        "import pathlib, train\n"
-        f"options = train.Options({COUNTING!r}, slots=1, key_file=pathlib.Path({str(key_file)!r}))\n"
-        f"farm = train.LocalFarm(options, pathlib.Path({str(tmp_path)!r}))\n"
-        f"pool = train.Farmer(options.env, [farm.address], key_file=options.key_file)\n"
+        "import pathlib\n"
+        "from desk.local_farm import LocalFarm\n"
+        "from desk.options import Options\n"
+        "from farmer import Farmer\n"
+        f"options = Options({COUNTING!r}, slots=1, key_file=pathlib.Path({str(key_file)!r}))\n"
+        f"farm = LocalFarm(options, pathlib.Path({str(tmp_path)!r}))\n"
+        "pool = Farmer(options.env, [farm.address], key_file=options.key_file)\n"
         "print('slots', pool.nb_slots); pool.close(); farm.stop()"
     )
     path = os.pathsep.join([str(ROOT), str(TESTS)])

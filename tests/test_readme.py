@@ -188,13 +188,13 @@ def test_the_same_without_a_prompt(checkout):
 
 
 def test_the_names_at_the_prompt_are_those_of_the_table():
-    from desk import session
+    from desk import ending
     from desk.options import Options
 
     table = README.partition("## At the prompt")[2].partition("\n## ")[0]
     named = set(re.findall(r"`(\w+)(?:\(n?\))?`", table.partition("`python train.py")[0]))
     verbs = set(
-        re.findall(r"self\.(\w+)", re.search(r"verbs = \((.*?)\)", pathlib.Path(session.__file__).read_text())[1])
+        re.findall(r"one\.(\w+)", re.search(r"verbs = \((.*?)\)", pathlib.Path(ending.__file__).read_text())[1])
     )
     assert verbs | {"agent", "farmer", "session"} == named
     options = set(re.findall(r"`--(\w+)`", table))

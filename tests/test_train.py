@@ -175,7 +175,107 @@ def test_a_session_that_cannot_start_says_why_and_leaves_a_plain_prompt(prompt, 
     (tmp_path / "farmlist.py").write_text("farmlist_base = [(\n")
     here = prompt("--env", "Pendulum-v1")
     assert "FarmlistError: farmlist.py, line 1" in here.greeting
+    assert "nothing was started; leave with exit, and correct the line" in here.greeting
     assert "Traceback" not in here.greeting
+    here.child.sendintr()  # which no longer means that the start is given up
+    here.wait(10)
+    here.quit()
+
+
+@pytest.fixture(scope="module")
+def farmed(tmp_path_factory):
+    """A folder whose farmlist has one running farm, for sessions that start quickly."""
+    folder = tmp_path_factory.mktemp("farmed")
+    with running_farm("Pendulum-v1", slots=1) as farm:
+        (folder / "farmlist.py").write_text(f"farmlist_base = [({farm.address!r}, 1)]\n")
+        yield folder
+
+
+def saves_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    return list((folder / "runs/Pendulum-v1/checkpoint").glob("save-*"))
+
+
+@pytest.fixture
+def at_farm(prompt, farmed, tmp_path):
+    """`prompt` with that farm."""
+    (tmp_path / "farmlist.py").write_bytes((farmed / "farmlist.py").read_bytes())
+    return lambda *arguments: prompt("--env", "Pendulum-v1", *arguments)
+
+
+def end_of(child: pexpect.spawn) -> int:
+    """The exit code of a child that ends by itself; what it says is read and dropped."""
+    poll_until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE, 20, "its end")
+    child.wait()
+    return child.exitstatus
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*forkpty:DeprecationWarning")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize("training", [True, False], ids=["in r", "idle"])
+def test_a_signal_at_the_prompt_saves_and_ends(at_farm, tmp_path, number, training):
+    here = at_farm()
+    assert "mean return" in here.type("r(1)")
+    assert not saves_in(tmp_path)
+    if training:
+        here.child.sendline("r(1000)")
+        time.sleep(1)
+    if number == signal.SIGHUP:  # as when the terminal is closed: nothing can be printed any more
+        here.child.ptyproc.fileobj.close()
+    else:
+        here.child.kill(number)
+        here.child.expect("ended by SIGTERM; what was trained since the last save is saved first")
+    assert end_of(here.child) == 128 + number
+    assert len(saves_in(tmp_path)) == 1
+    (save,) = saves_in(tmp_path)
+    assert (save / "manifest.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*forkpty:DeprecationWarning")
+def test_exit_saves_what_was_trained_and_only_that(at_farm, tmp_path):
+    here = at_farm()
+    here.type("r(1)")
+    here.child.sendline("exit")
+    here.child.expect("saving what was trained since the last save.*saved to", timeout=20)
+    here.child.expect(pexpect.EOF)
+    here.child.close()
+    assert len(saves_in(tmp_path)) == 1
+    again = at_farm("--resume")
+    again.type("r(1)")
+    again.type("save()")
+    again.quit()
+    assert "saving what" not in again.child.before
+    assert len(saves_in(tmp_path)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*forkpty:DeprecationWarning")
+def test_ctrl_c_in_save_and_many_in_r_are_told_in_a_line(at_farm, tmp_path):
+    here = at_farm()
+    here.type("r(1)")
+    here.type("import os; os.fsync = lambda fd: time.sleep(1); import time")  # a slow disk
+    here.child.sendline("save()")
+    time.sleep(0.7)
+    here.child.sendintr()
+    said = here.wait()
+    assert "save() was interrupted; the saves before it are as they were" in said
+    assert "Traceback" not in said
+    here.child.sendline("r(1000)")
+    time.sleep(1)
+    for _ in range(6):
+        here.child.sendintr()
+        time.sleep(0.01)
+    said = here.wait()
+    time.sleep(0.5)
+    here.child.sendline("print('on', 'again')")
+    here.child.expect("on again")  # a late Ctrl-C may have given prompts of its own
+    here.wait()
+    assert re.search(r"stopped after \d+ of 1000 episodes", said)
+    assert "Traceback" not in said
+    here.type("import importlib; importlib.reload(os)")
+    assert "saved to" in here.type("save()")
+    assert "loaded" in here.type("load()")
     here.quit()
 
 
@@ -236,8 +336,12 @@ def test_after_kill_9_of_train_py_its_local_farm_and_workers_end(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "before", "code"),
-    [(signal.SIGINT, signal.SIG_DFL, 130), (signal.SIGTERM, signal.SIG_IGN, 143)],
-    ids=["Ctrl-C", "SIGTERM where a shell has had Ctrl-C ignored"],
+    [
+        (signal.SIGINT, signal.SIG_DFL, 130),
+        (signal.SIGTERM, signal.SIG_IGN, 143),
+        (signal.SIGHUP, signal.SIG_DFL, 129),
+    ],
+    ids=["Ctrl-C", "SIGTERM where a shell has had Ctrl-C ignored", "SIGHUP"],
 )
 def test_a_signal_that_ends_an_unattended_run_has_it_saved_and_gives_the_exit_code(tmp_path, number, before, code):
     with open(tmp_path / "said", "w") as log:
@@ -256,6 +360,56 @@ def test_a_signal_that_ends_an_unattended_run_has_it_saved_and_gives_the_exit_co
     assert "stopped after" in said
     assert "saved to" in said
     assert "Traceback" not in said
+    assert ("stopping, and saving what was learnt; a second Ctrl-C ends at once" in said) == (number == signal.SIGINT)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*forkpty:DeprecationWarning")
+def test_an_unattended_run_whose_terminal_is_closed_saves(farmed, tmp_path):
+    (tmp_path / "farmlist.py").write_bytes((farmed / "farmlist.py").read_bytes())
+    line = [TRAIN, "--env", "Pendulum-v1", "--episodes", "10000"]
+    child = pexpect.spawn(sys.executable, line, cwd=str(tmp_path), timeout=40, encoding="utf-8")
+    try:
+        child.expect("steps/s")
+        time.sleep(1)
+        child.ptyproc.fileobj.close()
+        assert end_of(child) == 129
+    finally:
+        if psutil.pid_exists(child.pid):
+            os.kill(child.pid, signal.SIGKILL)
+    assert len(saves_in(tmp_path)) == 1
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_an_unattended_run_at_once_and_nohup_counts():
+    code = """
+import time
+from desk.ending import Unattended
+with Unattended() as ended:
+    ended.saving = True
+    print("here", flush=True)
+    time.sleep(60)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    with process:
+        assert process.stdout.readline() == "here\n"
+        process.send_signal(signal.SIGHUP)
+        for pause in (0.2, 1.5):  # the first two are one
+            process.send_signal(signal.SIGINT)
+            time.sleep(pause)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=10)[1]
+    assert process.returncode == 130
+    assert said.count("a second Ctrl-C ends at once") == 1
+    assert said.endswith("train.py: ended without a save\n")
 
 
 @pytest.mark.parametrize(("script", "module"), [("train.py", "tensorflow"), ("farm.py", "Pyro4")])
@@ -304,6 +458,34 @@ def main(tmp_path, monkeypatch, capsys):
         return code, said
 
     return call
+
+
+@pytest.mark.parametrize(
+    ("farmlist", "arguments", "told"),
+    [
+        ("farmlist_base = [('127.0.0.1:1', 1)]", [], "now: start one there: python farm.py Pendulum-v1 --port 1\n"),
+        ("farms = []", [], "farmlist.py does not define farmlist_base"),
+        ("", ["--key-file", "none"], "there is no key file none"),
+        ("", ["--resume"], "no checkpoint at runs/Pendulum-v1/checkpoint, so there is nothing for --resume"),
+    ],
+    ids=["dead address", "farmlist", "key", "resume"],
+)
+def test_what_is_wrong_is_told_before_tensorflow_is_imported(tmp_path, farmlist, arguments, told):
+    (tmp_path / "farmlist.py").write_text(farmlist)
+    (tmp_path / "tensorflow.py").write_text("open('imported', 'w').close()\n")
+    (tmp_path / "runs/Pendulum-v1/checkpoint").mkdir(parents=True)
+    done = subprocess.run(
+        [sys.executable, TRAIN, "--env", "Pendulum-v1", *arguments],
+        cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert not (tmp_path / "imported").exists()
 
 
 def test_a_missing_farmlist_is_named(main):
@@ -416,14 +598,14 @@ def test_a_folder_that_another_training_has_is_refused(main, tmp_path):
 def test_a_training_that_begins_anew_where_saves_are_says_so_at_its_start(main, tmp_path):
     for number in (4, 5):
         (tmp_path / ("runs/Pendulum-v1/checkpoint/save-%06d" % number)).mkdir(parents=True)
-    main("--env", "Pendulum-v1", "--farmlist", "mine.py")  # which is not there: nothing is started
+    assert main("--env", "Pendulum-v1", "--farmlist", "mine.py")[0] == 2
+    assert not main.shown, "nothing was started, so nothing begins anew"
+    assert main("--env", "Pendulum-v1", "--slots", "1", "--episodes", "1")[0] == 0
     assert "runs/Pendulum-v1 holds an earlier training: 2 saves, the newest save-000005\n" in main.shown
     assert "its saves replace those, 3 stay; metrics.jsonl goes on" in main.shown
     assert "now: --resume (or load() at the prompt) goes on with it, another --out leaves it alone" in main.shown
-    main("--env", "Pendulum-v1", "--farmlist", "mine.py", "--resume")
-    assert not main.shown
-    main("--env", "Pendulum-v1", "--farmlist", "mine.py", "--out", "other")
-    assert not main.shown
+    assert main("--env", "Pendulum-v1", "--slots", "1", "--episodes", "1", "--resume")[0] == 0
+    assert "holds an earlier" not in main.shown
 
 
 @pytest.mark.parametrize(
