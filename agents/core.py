@@ -14,8 +14,9 @@ import rl.core
 from rl.callbacks import TestLogger, TrainEpisodeLogger, TrainIntervalLogger
 from tensorflow.keras.callbacks import History
 
+from agents.arguments import check_count
 from agents.callbacks import EpisodePrinter
-from agents.local import LocalPool
+from agents.local import LocalPool, refuse_vector_env
 from agents.meters import Meters
 from agents.runs import Episode, Limits, PoolRun, Run, SingleRun
 
@@ -26,6 +27,7 @@ def as_pool(env: Any) -> Any:
     Raises:
         TypeError: it is neither.
     """
+    refuse_vector_env(env)
     if callable(getattr(env, "send", None)) and callable(getattr(env, "recv", None)):
         return env
     return LocalPool([env])
@@ -66,6 +68,9 @@ class Agent(rl.core.Agent):
     def lost(self, slot: int) -> None:
         """The same, because its worker or its farm was lost."""
         self.interrupted(slot)
+
+    def check_observation(self, obs: Any) -> None:
+        """Raises ValueError for an observation that the agent cannot take, before anything is done with it."""
 
     def learn(self, steps: int, nb_slots: int) -> list[Any]:
         """Pays what is owed for `steps` new steps; returns metrics as `metrics_names`."""
@@ -128,6 +133,7 @@ class Agent(rl.core.Agent):
         if (nb_steps is None) == (nb_episodes is None):
             raise ValueError("give nb_steps or nb_episodes, one of them, not %r and %r" % (nb_steps, nb_episodes))
         _check_counts(nb_steps=nb_steps, nb_episodes=nb_episodes, action_repetition=action_repetition)
+        _check_limits(nb_max_episode_steps, nb_max_start_steps)
         nb_steps = None if nb_steps is None else int(nb_steps)  # 1e5 is a usual way to write it
         loggers: list[Any] = []
         if verbose and nb_steps is None:
@@ -157,6 +163,7 @@ class Agent(rl.core.Agent):
         if not self.compiled:
             raise RuntimeError("the agent is not compiled: call compile() before test()")
         _check_counts(nb_episodes=nb_episodes, action_repetition=action_repetition)
+        _check_limits(nb_max_episode_steps, nb_max_start_steps)
         loggers = [TestLogger()] if verbose else []
         limits = Limits(
             None, nb_episodes, action_repetition, nb_max_episode_steps, nb_max_start_steps, start_step_policy
@@ -172,5 +179,10 @@ class Agent(rl.core.Agent):
 
 def _check_counts(**counts: int | None) -> None:
     for name, value in counts.items():
-        if value is not None and (isinstance(value, bool) or int(value) != value or value < 1):
-            raise ValueError("%s must be a whole number from 1, not %r" % (name, value))
+        if value is not None:
+            check_count(name, value)
+
+
+def _check_limits(nb_max_episode_steps: int | None, nb_max_start_steps: int) -> None:
+    _check_counts(nb_max_episode_steps=nb_max_episode_steps)
+    check_count("nb_max_start_steps", nb_max_start_steps, 0)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import gymnasium
 import numpy as np
 
 
@@ -37,11 +38,12 @@ class LocalPool:
 
         Raises:
             ValueError: there are none.
-            TypeError: one has no `reset` or `step`.
+            TypeError: one has no `reset` or `step`, or is many at once.
         """
         if not len(envs):
             raise ValueError("a LocalPool wants one environment or more, not %r" % (envs,))
         for env in envs:
+            refuse_vector_env(env)
             if not callable(getattr(env, "reset", None)) or not callable(getattr(env, "step", None)):
                 raise TypeError(
                     "%r is no environment: wanted a gym or gymnasium environment (reset, step) or a pool (send, recv)"
@@ -119,6 +121,16 @@ class LocalPool:
         return {"slots": len(self.envs), "busy": len(self._rows), "farms": []}
 
 
+def refuse_vector_env(env: Any) -> None:
+    """Raises TypeError for gymnasium's batch of environments, which has the verbs of one."""
+    if isinstance(env, gymnasium.vector.VectorEnv):
+        raise TypeError(
+            "a gymnasium VectorEnv is not taken: %s waits for all its environments, an agent for none\n"
+            "  now: for many environments, a farmer.Farmer(name, farmlist) or agents.LocalPool([env, env, ...])"
+            % type(env).__name__
+        )
+
+
 def _reset(env: Any, seed: int | None) -> Any:
     """Begins an episode; gym before 0.26 is told a seed by a method of its own, where there is one."""
     if seed is None:
@@ -133,6 +145,13 @@ def _reset(env: Any, seed: int | None) -> Any:
 
 def _five(result: tuple[Any, ...]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
     """gym's 4-tuple as gymnasium's 5-tuple: `done` by gym's TimeLimit is a truncation."""
+    if not isinstance(result, (tuple, list)) or len(result) not in (4, 5):
+        given = "%d values" % len(result) if isinstance(result, (tuple, list)) else repr(result)
+        raise ValueError(
+            "the environment's step returned %s\n"
+            "  wanted: observation, reward, terminated, truncated, info (gymnasium), or observation, reward, done, info"
+            " (gym)" % given
+        )
     if len(result) == 5:
         obs, reward, terminated, truncated, info = result
         return obs, reward, bool(terminated), bool(truncated), info

@@ -97,6 +97,11 @@ class ReplayMemory(Memory):
         return self._complete
 
     @property
+    def most(self) -> int:
+        """Transitions that it can hold: the last observation of what runs or ran is an entry, too."""
+        return self.limit - 1
+
+    @property
     def nb_entries(self) -> int:
         """keras-rl's name for `len`."""
         return len(self)
@@ -620,7 +625,15 @@ class SequentialStore:
         self._open: tuple[Hashable, Any, Any] | None = None  # stream, action, next observation of a running episode
 
     def __len__(self) -> int:
-        return max(0, int(self.memory.nb_entries) - self.memory.window_length - 1)
+        return self._usable(int(self.memory.nb_entries))
+
+    @property
+    def most(self) -> int:
+        """Transitions that it can hold."""
+        return self._usable(int(self.memory.limit))
+
+    def _usable(self, entries: int) -> int:
+        return max(0, entries - self.memory.window_length - 1)
 
     def add(
         self, stream: Hashable, obs: Any, action: Any, reward: float, next_obs: Any, terminated: bool, truncated: bool

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from rl.random import GaussianWhiteNoiseProcess
 
+from agents.arguments import check_seed
 from agents.ddpg import DDPGAgent
 from agents.memory import ReplayMemory
 from agents.sac import SACAgent
@@ -96,8 +97,9 @@ def make_ddpg(
         **settings: any of DDPGAgent's, instead of the ones chosen here.
 
     Raises:
-        ValueError: a space that DDPG cannot learn on.
+        ValueError: a space that DDPG cannot learn on, or a setting that makes no sense.
     """
+    check_seed(seed)
     shape, nb_actions = _fits("DDPG", observation_space, action_space)
     if seed is not None:
         np.random.seed(seed)  # keras-rl's random processes draw from numpy's global generator
@@ -131,6 +133,7 @@ def make_sac(
     **settings: Any,
 ) -> SACAgent:
     """A compiled SAC agent for observations of numbers or images and a bounded action; arguments as `make_ddpg`."""
+    check_seed(seed)
     shape, nb_actions = _fits("SAC", observation_space, action_space)
     seeds = [None] * 3 if seed is None else [seed, seed + 1, seed + 2]
     actor = mlp_actor(shape, nb_actions, hidden, True, layer_norm, seed=seeds[0])

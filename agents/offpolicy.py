@@ -26,6 +26,7 @@ import rl.processors
 import tensorflow as tf
 
 from agents import nest
+from agents.arguments import check_count, check_gamma, check_seed
 from agents.core import Agent
 from agents.learner import FUSED, Debt, Learner, in_calls, whole_calls
 from agents.memory import ReplayMemory, Transitions, store_of
@@ -68,8 +69,15 @@ class OffPolicyAgent(Agent):
 
         Raises:
             ValueError: a number that makes no sense.
+            TypeError: no memory.
         """
         super().__init__(processor)
+        check_gamma(gamma)
+        check_count("batch_size", batch_size)
+        check_count("memory_interval", memory_interval)
+        check_seed(seed)
+        if not train_interval > 0:
+            raise ValueError("train_interval must be more than 0, not %r" % (train_interval,))
         if target_model_update < 0:
             raise ValueError("target_model_update must be 0 or more, not %r" % target_model_update)
         if schedule not in SCHEDULES:
@@ -82,7 +90,8 @@ class OffPolicyAgent(Agent):
             raise ValueError("n_step must be a whole number from 1, not %r" % (n_step,))
         if updates_per_step is not None and train_interval != 1:
             raise ValueError("give train_interval (steps an update) or updates_per_step, not both")
-        self.nb_actions, self.memory, self.gamma, self.batch_size = nb_actions, memory, gamma, batch_size
+        self._store = store_of(memory, 1)
+        self.nb_actions, self.memory, self.gamma, self.batch_size = nb_actions, memory, gamma, int(batch_size)
         self.train_interval, self.memory_interval = train_interval, memory_interval
         self.target_model_update, self.n_step, self.schedule = target_model_update, int(n_step), schedule
         self.normalize_observations, self.seed = normalize_observations, seed
@@ -99,13 +108,14 @@ class OffPolicyAgent(Agent):
         self._scale: ActionScale | None = None
         if action_space is not None:
             self._prepare_actions(action_space)
-        self._store = store_of(memory, 1)
         self.on_lost_episode = on_lost_episode
         if on_lost_episode == "drop" and not isinstance(self._store, ReplayMemory):
             raise ValueError(
                 "keras-rl's SequentialMemory cannot take an episode back, so on_lost_episode must be 'keep'\n"
                 "  now: memory=agents.ReplayMemory(limit=%d), or on_lost_episode='keep'" % memory.limit
             )
+        self._space: Any = None  # of observations, where an environment has told it
+        self._sound: set[Any] = set()  # forms of observations that the actor takes
         self._order: list[int] | None = None  # of an observation's leaves, as the networks take them
         self._busy = threading.RLock()  # held by whoever changes weights or replay as a whole
         self._policy = threading.Lock()  # the acting copy is not read half written
@@ -265,7 +275,12 @@ class OffPolicyAgent(Agent):
         self.recent_action = self.recent_observation = None
 
     def forward(self, observation: Any) -> np.ndarray:
-        """keras-rl's: the environment's action for one observation, (nb_actions,)."""
+        """keras-rl's: the environment's action for one observation, (nb_actions,).
+
+        Raises:
+            ValueError: an observation of another shape than the actor takes.
+        """
+        self.check_observation(observation)
         state = self.memory.get_recent_state(observation)
         chosen = self.act([state], [0])[0]
         self.recent_observation, self.recent_action = observation, chosen
@@ -301,6 +316,44 @@ class OffPolicyAgent(Agent):
         self._prepare_observations(pool.observation_space)
         self._store = store_of(self.memory, pool.nb_slots)
 
+    def _on_train_begin(self) -> None:
+        super()._on_train_begin()
+        if self._store.most < self._fewest:
+            warnings.warn(
+                "nothing will be learnt: the first update waits for %d transitions (batch_size %d, window_length %d),"
+                " and a memory with limit=%d never holds more than %d\n"
+                "  now: a larger limit, or a smaller batch_size"
+                % (self._fewest, self.batch_size, self.window_length, self.memory.limit, self._store.most),
+                stacklevel=2,
+            )
+
+    def check_observation(self, obs: Any) -> None:
+        """Raises ValueError for an observation of another shape than the actor takes."""
+        form = obs.shape if isinstance(obs, np.ndarray) else None
+        if form in self._sound or self._processes_states:  # what a processor makes of states is its own affair
+            return
+        leaves = [obs] if form is not None else nest.flatten(obs)
+        try:
+            inputs = [x.shape[2:] for x in self._ordered([np.asarray(leaf)[None, None] for leaf in leaves])]
+        except (ValueError, IndexError):  # parts that do not stack, or fewer than the actor has inputs
+            inputs = []
+        given = [(self.window_length, *shape) for shape in inputs]
+        taken = [tuple(x.shape[1:]) for x in self.actor_inputs]
+        if len(given) != len(taken) or not all(map(_is_taken, given, taken)):
+            told = "" if self._space is None else "\n  the environment's observation_space is %s" % self._space
+            raise ValueError(
+                "an observation of shape %s (%s with window_length %d first) does not fit the actor, which takes %s%s"
+                % (
+                    _in_words([np.shape(x) for x in leaves]),
+                    _in_words(given),
+                    self.window_length,
+                    _in_words(taken),
+                    told,
+                )
+            )
+        if form is not None:
+            self._sound.add(form)
+
     def _acts_in(self, space: Any) -> bool:
         """Whether the agent's actions can be the environment's."""
         return hasattr(space, "low")
@@ -331,6 +384,7 @@ class OffPolicyAgent(Agent):
         return self._scale.to_env(action)
 
     def _prepare_observations(self, space: Any) -> None:
+        self._space, self._sound = space, set()
         self._order = _leaf_order(space, [x.name for x in self.actor_inputs])
         boxes = _boxes(space)
         if self.processor is None and boxes is not None:
@@ -426,7 +480,12 @@ class OffPolicyAgent(Agent):
 
     def is_warm(self) -> bool:
         """Whether steps earn updates by now."""
-        return self.step > self.nb_warmup and len(self._store) >= self.batch_size + self.window_length
+        return self.step > self.nb_warmup and len(self._store) >= self._fewest
+
+    @property
+    def _fewest(self) -> int:
+        """Transitions that the first update waits for."""
+        return self.batch_size + self.window_length
 
     def learn(self, steps: int, nb_slots: int) -> list[Any]:
         nothing = [np.nan for _ in self.metrics_names]
@@ -758,6 +817,19 @@ def check_actor(actor: Any, outputs: int, what: str) -> None:
         raise ValueError(
             "the actor must give (None, %d), %s; it gives %s" % (outputs, what, [tuple(x.shape) for x in actor.outputs])
         )
+
+
+def _is_taken(given: tuple[int, ...], taken: tuple[int | None, ...]) -> bool:
+    """Whether Keras takes an array of this shape for that input: a last axis of one may be missing, or be too many."""
+    if len(given) == len(taken) + 1 and given[-1] == 1:
+        given = given[:-1]
+    elif len(given) == len(taken) - 1 and taken[-1] == 1:
+        given = (*given, 1)
+    return len(given) == len(taken) and all(t in (None, g) for g, t in zip(given, taken, strict=True))
+
+
+def _in_words(shapes: list[Any]) -> str:
+    return " and ".join(map(str, shapes))
 
 
 def _as_inputs(batch: Any) -> list[np.ndarray]:

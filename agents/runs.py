@@ -151,15 +151,21 @@ class Run:
         return None
 
     def _process(self, batch: Any, i: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """A row's observation, reward, terminated, truncated and info as the processor leaves them."""
+        """A row's observation, reward, terminated, truncated and info as the processor leaves them.
+
+        Raises:
+            ValueError: the observation is none that the agent can take.
+        """
         obs, reward, info = batch.obs[i], float(batch.reward[i]), batch.info[i]
         terminated, truncated = bool(batch.terminated[i]), bool(batch.truncated[i])
         processor = self.agent.processor
-        if processor is None:
+        if processor is not None and batch.first[i]:
+            obs = processor.process_observation(obs)
+        if processor is None or batch.first[i]:
+            self.agent.check_observation(obs)
             return obs, reward, terminated, truncated, info
-        if batch.first[i]:
-            return processor.process_observation(obs), reward, terminated, truncated, info
         obs, reward, done, info = processor.process_step(obs, reward, terminated or truncated, info)
+        self.agent.check_observation(obs)
         if done and not (terminated or truncated):
             terminated = True
             self.pool.abandon([int(batch.slot[i])])
@@ -176,7 +182,7 @@ class Run:
 
     def _too_long(self, episode: Episode) -> bool:
         limit = self.limits.max_episode_steps
-        return limit is not None and limit > 0 and episode.steps >= limit
+        return limit is not None and episode.steps >= limit
 
     def _measured(self, batch: Any, made: list[tuple[int, int]]) -> None:
         """Counts (row, updates of the weights that chose its action)."""

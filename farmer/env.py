@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium
 from gymnasium.error import ClosedEnvironmentError
 
+from farmer.arguments import refuse_unknown
 from farmer.pool import Farmer, Row
 from wire.errors import BadSlot, EnvironmentFault, NothingSent
 
@@ -27,6 +28,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         timeout: float = 600.0,
         key_file: str | os.PathLike[str] | None = None,
         render_mode: None = None,
+        **unknown: NoReturn,
     ):
         """Leases one slot; raises as `Farmer` does.
 
@@ -37,6 +39,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
             key_file: the farms' key, as for `Farmer`.
             render_mode: a farm sends no pictures, so there is none but None.
         """
+        refuse_unknown("RemoteEnv", unknown)
         if render_mode is not None:
             raise TypeError("render_mode=%r: a farm sends no pictures" % render_mode)
         self._farmer = Farmer(env, farmlist, slots=1, key_file=key_file)
@@ -81,6 +84,10 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         self._check_open()
         row = self._one(self._farmer.call(action, 0, self._timeout))
         return row.obs, row.reward, row.terminated, row.truncated, row.info
+
+    def render(self) -> None:
+        """A farm sends no pictures."""
+        raise NotImplementedError("a farm's environment is not rendered here: render_mode is None")
 
     def _check_open(self) -> None:
         if not self._closing.alive:

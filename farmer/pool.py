@@ -20,12 +20,13 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from farmer.arguments import check_seeds, check_whole
 from farmer.courier import Courier, Reply
 from farmer.keeper import Keeper
 from farmer.places import LOST_BUCKETS, Farm, Place, total
 from farmer.spaces import why_unsound
 from wire import auth, codec, protocol
-from wire.errors import BadAction, BadSlot, FarmTimeout, NothingSent
+from wire.errors import BadAction, BadSlot, FarmerClosed, FarmTimeout, NothingSent
 
 #: s before a slot whose reset failed twice running is vacant again, so that a broken one does not keep the host busy
 RESET_RETRY = 1.0
@@ -84,7 +85,8 @@ class Row:
 class Farmer:
     """All environments of one name, over all farms of a list.
 
-    Verbs of the pool are for one thread; replies are collected by threads of the couriers meanwhile.
+    Verbs of the pool are for one thread; replies are collected by threads of the couriers meanwhile. After `close` each
+    raises FarmerClosed; `status` still tells the ledger.
     """
 
     def __init__(
@@ -106,16 +108,17 @@ class Farmer:
 
         Raises:
             ValueError: slots below 1, or a negative seed.
+            TypeError: they are no whole numbers.
             BadKey: the key file cannot be used.
             FarmlistError: the list is missing or wrong.
             FarmUnreachable: no farm of the list answered.
             FarmRefused: a farm does not offer `env`, or not with the spaces of the first, or has fewer slots than the
                 list wants.
         """
-        if slots is not None and slots < 1:
-            raise ValueError("slots must be 1 or more, or None for all of the farmlist, not %r" % slots)
-        if seed is not None and seed < 0:
-            raise ValueError("seed must be 0 or more, or None, not %r" % seed)
+        if slots is not None:
+            check_whole("slots", slots, 1, "or None for all of the farmlist")
+        if seed is not None:
+            check_whole("seed", seed, 0, "or None")
         self.env = env
         self._seeds = np.random.default_rng(seed)  # also without a seed: an episode that has one can be played again
         self._lock = threading.RLock()
@@ -156,6 +159,7 @@ class Farmer:
     def vacant(self) -> list[int]:
         """Slots without an episode and with nothing under way: new, finished, or replaced after a loss."""
         with self._lock:
+            self._check_open()
             return self._vacant()
 
     def reset(self, slots: Sequence[int], seeds: Sequence[int | None] | None = None, options: Any = None) -> None:
@@ -168,11 +172,14 @@ class Farmer:
 
         Raises:
             BadSlot: a slot is not vacant.
+            TypeError: a seed that is no whole number.
         """
         slots = [int(slot) for slot in slots]
         if seeds is None:
             seeds = [int(self._seeds.integers(2**31)) for _ in slots]
+        check_seeds(seeds)
         with self._lock:
+            self._check_open()
             for slot in slots:
                 place = self._place(slot)
                 if place.sent is not None or place.episode:
@@ -219,6 +226,7 @@ class Farmer:
         deadline = time.monotonic() + timeout
         with self._lock:
             while True:
+                self._check_open()
                 found = [slot for slot in self._vacant() if slot in slots]
                 left = deadline - time.monotonic()
                 if found or left <= 0:
@@ -226,6 +234,7 @@ class Farmer:
                 self._arrived.wait(min(left, 0.5))  # after a failed reset a slot is vacant by time alone
 
     def _send(self, actions: Any, slots: Sequence[int], repeat: int, wake: bool) -> None:
+        self._check_open()
         slots = [int(slot) for slot in slots]
         if len(actions) != len(slots):
             raise BadAction("%d actions for %d slots" % (len(actions), len(slots)))
@@ -233,6 +242,7 @@ class Farmer:
             codec.encode({"action": self._checked(a, s), "repeat": repeat}) for a, s in zip(actions, slots, strict=True)
         ]
         with self._lock:
+            self._check_open()
             lost = {row.slot for row in self._rows if row.lost}  # since the caller's last recv
             for slot in slots:
                 place = self._place(slot)
@@ -262,9 +272,11 @@ class Farmer:
 
     def collect(self, min_ready: int = 1, timeout: float | None = 60.0) -> list[Row]:
         """As `recv`, but rows with everything just as the environment gave it."""
+        check_whole("min_ready", min_ready, 0)
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
-            open_for_some = self._closed or self._vacant() or any(place.episode for place in self._places)
+            self._check_open()
+            open_for_some = self._vacant() or any(place.episode for place in self._places)
             if not self._rows and not self._under_way() and open_for_some:
                 raise NothingSent("recv with no command under way: reset or send first")
         self._drive(min_ready, deadline)
@@ -322,11 +334,12 @@ class Farmer:
         Raises:
             FarmlistError: it is broken; everything stays as it was.
         """
+        self._check_open()
         self._keeper.refarm()
         return self.status()
 
     def close(self) -> None:
-        """Frees every slot and ends every thread, within a few seconds."""
+        """Frees every slot and ends every thread, within a few seconds. A second time it does nothing."""
         with self._lock:
             self._closed = True
         self._keeper.close()
@@ -364,14 +377,17 @@ class Farmer:
                 return
 
     def _enough(self, min_ready: int) -> bool:
+        self._check_open()  # another thread may close while this one waits
         if self._rows:
             under_way = self._under_way()
             return len(self._rows) >= min(min_ready, len(self._rows) + under_way)
-        if self._closed:
-            raise NothingSent("the farmer is closed")
         if any(place.sent is not None and not place.abandoned for place in self._places):
             return False
         return bool(self._vacant())  # nothing to wait for; the caller has slots to start
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise FarmerClosed("this farmer of %s is closed: make a new one" % self.env)
 
     def _place(self, slot: int) -> Place:
         if not 0 <= slot < len(self._places):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from gymnasium import Space
@@ -23,6 +23,7 @@ from gymnasium.error import ClosedEnvironmentError
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
+from farmer.arguments import check_seeds, check_whole, refuse_unknown
 from farmer.episodes import Episodes, Result
 from farmer.pool import Farmer
 from farmer.registry import spec_of
@@ -50,8 +51,10 @@ def make_vec(
     timeout: float | None = TIMEOUT,
     max_episode_steps: int | None = None,
     key_file: str | os.PathLike[str] | None = None,
+    **unknown: NoReturn,
 ) -> FarmVectorEnv:
     """Leases slots of the farms as one vector environment; arguments and errors of `FarmVectorEnv`."""
+    refuse_unknown("make_vec", unknown)
     return FarmVectorEnv(env, num_envs, farmlist, autoreset_mode, timeout, max_episode_steps, key_file)
 
 
@@ -92,11 +95,14 @@ class FarmVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         Raises:
             FarmlistError, FarmUnreachable, FarmRefused: as `Farmer`.
             NoFreeSlot: fewer slots are free than were asked for.
+            ValueError, TypeError: a number of environments or steps that is no whole number from 1.
         """
         self.closed = True  # until there is something to close: gymnasium before 1.3 closes what failed in here, too
         self.autoreset_mode = AutoresetMode(autoreset_mode)
-        if num_envs is not None and num_envs < 1:
-            raise ValueError("num_envs must be 1 or more, not %r" % num_envs)
+        if num_envs is not None:
+            check_whole("num_envs", num_envs, 1, "or None for all that are free")
+        if max_episode_steps is not None:
+            check_whole("max_episode_steps", max_episode_steps, 1, "or None for no limit of this side's")
         source = farmlist if isinstance(farmlist, (str, os.PathLike)) else list(farmlist)
         self._pool = Farmer(env, source, slots=num_envs, key_file=key_file)
         try:
@@ -147,6 +153,7 @@ class FarmVectorEnv(VectorEnv[Any, Any, np.ndarray]):
             Observations of all slots, infos of those that were reset.
 
         Raises:
+            TypeError: a seed that is no whole number.
             EnvironmentFault: an environment's reset failed three times in a row.
             FarmTimeout: a farm was away for longer than `timeout`, or a reset took longer.
         """
@@ -202,6 +209,7 @@ class FarmVectorEnv(VectorEnv[Any, Any, np.ndarray]):
             FarmTimeout: nothing came in time; late results stay addressed to their own step.
         """
         self._check_open()
+        check_whole("min_ready", min_ready, 0)
         results = self.episodes.results(min_ready, self.timeout if timeout is None else timeout)
         slots = np.array([result.slot for result in results], np.int64)
         return Ready(slots, *self._columns(results, _Infos(len(results))))
@@ -251,6 +259,9 @@ class FarmVectorEnv(VectorEnv[Any, Any, np.ndarray]):
             return [None] * self.num_envs
         if isinstance(seed, (int, np.integer)):
             return [int(seed) + slot for slot in range(self.num_envs)]
+        if isinstance(seed, (str, bytes)) or not isinstance(seed, (Sequence, np.ndarray)):
+            raise TypeError("seed must be a whole number, one for each environment, or None, not %r" % (seed,))
+        check_seeds(seed)
         if len(seed) != self.num_envs:
             raise ValueError("%d seeds for %d environments: one for each, or a single int" % (len(seed), self.num_envs))
         return [None if one is None else int(one) for one in seed]

@@ -766,6 +766,11 @@ def test_an_agent_that_is_not_compiled_is_refused():
         {"nb_steps": 5, "nb_episodes": 5},
         {"nb_steps": None, "nb_episodes": 0},
         {"nb_steps": 5, "action_repetition": 0},
+        {"nb_steps": "x"},
+        {"nb_steps": float("inf")},
+        {"nb_steps": 5, "nb_max_episode_steps": 0},
+        {"nb_steps": 5, "nb_max_episode_steps": -3},
+        {"nb_steps": 5, "nb_max_start_steps": -1},
     ],
 )
 def test_counts_that_make_no_sense_are_refused_before_anything_is_sent(wrong):
@@ -780,3 +785,67 @@ def test_keras_rls_memory_is_refused_for_several_environments_before_anything_is
     with pytest.raises(ValueError, match=r"2 environments would be mixed up"):
         agent.fit(pool, nb_steps=5)
     assert pool.envs[0].episode == 0
+
+
+@pytest.mark.parametrize("wrap", [lambda envs: envs, lambda envs: LocalPool([envs])])
+def test_a_gymnasium_vector_env_is_refused_with_what_to_give_instead(wrap):
+    envs = gymnasium.vector.SyncVectorEnv([Counter, Counter])
+    with pytest.raises(TypeError, match=r"(?s)VectorEnv is not taken: SyncVectorEnv.*farmer.Farmer.*agents.LocalPool"):
+        linear_agent().fit(wrap(envs), nb_steps=5)
+    envs.close()
+
+
+class Odd(Counter):
+    """Gives other observations than it says, from its reset or its first step on."""
+
+    at = "reset"
+
+    def _observation(self):
+        return np.zeros(7, np.float32) if self.at == "reset" or self.made else super()._observation()
+
+
+@pytest.mark.parametrize("at", ["reset", "step"])
+@pytest.mark.parametrize("slots", [1, 2])
+def test_observations_of_another_shape_are_refused_with_both_shapes(at, slots):
+    pool = LocalPool([Odd() for _ in range(slots)])
+    for env in pool.envs:
+        env.at = at
+    words = (
+        r"shape \(7,\) \(\(1, 7\) with window_length 1 first\) .* takes \(1, 3\)\n.* observation_space is Box\(0.0, inf"
+    )
+    with pytest.raises(ValueError, match=words):
+        linear_agent().fit(pool, nb_steps=5, verbose=0)
+
+
+def test_forward_refuses_an_observation_of_another_shape():
+    with pytest.raises(ValueError, match=r"observation of shape \(7,\) .* takes \(1, 3\)$"):
+        linear_agent().forward(np.zeros(7))
+
+
+def test_a_step_of_three_values_is_refused_with_what_it_must_return():
+    class Three(Counter):
+        def step(self, action):
+            return super().step(action)[:3]
+
+    with pytest.raises(
+        ValueError, match=r"step returned 3 values\n  wanted: observation, reward, terminated, truncated"
+    ):
+        Recorder().fit(Three(), nb_steps=5, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("memory", "most"),
+    [(SequentialMemory(limit=5, window_length=1), 3), (ReplayMemory(9), 8), (SequentialMemory(10, window_length=1), 8)],
+)
+def test_a_memory_that_can_never_hold_a_batch_is_told_before_training(memory, most):
+    agent = linear_agent(memory=memory, batch_size=8)
+    with pytest.warns(UserWarning, match=rf"nothing will be learnt: .* 9 transitions .* more than {most}\n"):
+        agent.fit(Counter(40), nb_steps=30, verbose=0)
+    assert len(agent._store) == most
+
+
+@pytest.mark.parametrize("memory", [SequentialMemory(11, window_length=1), ReplayMemory(10)])
+def test_a_memory_that_just_holds_a_batch_is_learnt_from_without_a_warning(memory):
+    agent = linear_agent(memory=memory, **dict(SOON, batch_size=8))
+    agent.fit(Counter(40), nb_steps=30, verbose=0)
+    assert agent.nb_updates > 0

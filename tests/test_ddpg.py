@@ -15,7 +15,7 @@ from agent_parts import Counter, linear_agent
 from rl.memory import SequentialMemory
 from rl.random import OrnsteinUhlenbeckProcess
 
-from agents import DDPGAgent, LocalPool, ReplayMemory, make_ddpg
+from agents import DDPGAgent, LocalPool, ReplayMemory, make_ddpg, make_sac
 from agents.ddpg import clipped_error, hard_update, soft_update
 
 BATCH = 6
@@ -490,8 +490,39 @@ def test_a_memory_of_another_kind_and_a_negative_target_update_are_refused():
 
     with pytest.raises(TypeError, match=r"memory must be agents.ReplayMemory"):
         DDPGAgent(1, **models, critic_action_input=action, memory=Own())
+    with pytest.raises(TypeError, match=r"memory must be agents.ReplayMemory or rl.memory.SequentialMemory, not None"):
+        DDPGAgent(1, **models, critic_action_input=action, memory=None)
     with pytest.raises(ValueError, match=r"0 or more, not -1"):
         DDPGAgent(1, **models, critic_action_input=action, memory=ReplayMemory(10), target_model_update=-1)
+
+
+@pytest.mark.parametrize("make", [make_ddpg, make_sac])
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"gamma": 1.5}, r"gamma, the discount a step, must be a number from 0 to 1, not 1.5"),
+        ({"gamma": -0.1}, r"gamma, .* from 0 to 1, not -0.1"),
+        ({"gamma": float("nan")}, r"gamma, .* from 0 to 1, not nan"),
+        ({"gamma": "x"}, r"gamma, .* from 0 to 1, not 'x'"),
+        ({"batch_size": 0}, r"batch_size must be a whole number from 1, not 0"),
+        ({"batch_size": 2.5}, r"batch_size must be a whole number from 1, not 2.5"),
+        ({"batch_size": None}, r"batch_size must be a whole number from 1, not None"),
+        ({"memory_interval": 0}, r"memory_interval must be a whole number from 1, not 0"),
+        ({"train_interval": 0}, r"train_interval must be more than 0, not 0"),
+        ({"seed": 1.5}, r"seed must be a whole number from 0, or None, not 1.5"),
+        ({"seed": "a"}, r"seed must be a whole number from 0, or None, not 'a'"),
+        ({"seed": -1}, r"seed must be a whole number from 0, or None, not -1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_in_words(make, setting, words):
+    with pytest.raises(ValueError, match=words):
+        make(Counter().observation_space, Counter().action_space, hidden=(4,), **setting)
+
+
+def test_an_agents_own_constructor_refuses_a_seed_that_is_none_too():
+    with pytest.raises(ValueError, match=r"seed must be a whole number from 0, or None, not 1.5"):
+        linear_agent(seed=1.5)
+    assert (linear_agent(gamma=0, batch_size=8.0).batch_size, linear_agent(gamma=1).gamma) == (8, 1)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from wire.errors import (
     BadAction,
     BadSlot,
     EnvironmentFault,
+    FarmerClosed,
     FarmTimeout,
     FarmUnreachable,
     NoFreeSlot,
@@ -258,8 +259,37 @@ def test_recv_with_nothing_under_way_says_so(farm):
         started(farmer)
         with pytest.raises(NothingSent):
             farmer.recv(timeout=0.1)
-    with pytest.raises(NothingSent):
-        farmer.recv()
+
+
+def test_after_close_every_verb_says_so(farm):
+    farmer = Farmer(COUNTING, [(farm.address, 2)])
+    started(farmer)
+    farmer.send(np.zeros((2, 1)), [0, 1])
+    poll_until(lambda: not farmer.busy, 5, "results that nobody takes")
+    farmer.close()
+    farmer.close()
+    for verb in (
+        farmer.vacant,
+        lambda: farmer.reset([0]),
+        lambda: farmer.send(np.zeros((1, 1)), [0]),
+        lambda: farmer.step(np.zeros((1, 1)), [0]),
+        farmer.recv,
+        farmer.refarm,
+    ):
+        with pytest.raises(FarmerClosed, match=r"this farmer of %s is closed: make a new one" % COUNTING):
+            verb()
+    assert farmer.status()["ledger"]["sent"] == 2
+
+
+def test_a_close_by_another_thread_ends_a_recv_that_waits(slow_farm):
+    farmer = Farmer(SLOW, [(slow_farm.address, 1)])
+    started(farmer)
+    farmer.send([[1.0]], [0])
+    closing = threading.Timer(0.2, farmer.close)
+    closing.start()
+    with pytest.raises(FarmerClosed):
+        farmer.recv(timeout=30)
+    closing.join()
 
 
 def test_a_late_result_stays_addressed_to_its_own_step(slow_farm):
@@ -464,6 +494,30 @@ def test_threads_do_not_grow_with_slots():
 def test_slots_and_seeds_that_there_cannot_be_are_refused_in_words(slots, seed):
     with pytest.raises(ValueError, match=r"(slots must be 1|seed must be 0) or more, or None.* not (0|-1)$"):
         Farmer(COUNTING, [("127.0.0.1:9", 1)], slots=slots, seed=seed)
+
+
+@pytest.mark.parametrize("wrong", [{"slots": "x"}, {"slots": 1.5}, {"slots": True}, {"seed": "a"}])
+def test_slots_and_seeds_that_are_no_whole_numbers_are_refused_in_words(wrong):
+    with pytest.raises(TypeError, match=r"(slots|seed) must be a whole number, or None.* not ('x'|1.5|True|'a')$"):
+        Farmer(COUNTING, [("127.0.0.1:9", 1)], **wrong)
+
+
+def test_a_seed_or_a_count_that_is_no_number_is_refused_before_anything_is_sent(farm):
+    with Farmer(COUNTING, [(farm.address, 2)]) as farmer:
+        with pytest.raises(TypeError, match=r"a seed must be a whole number or None, not 'a'$"):
+            farmer.reset([0, 1], [1, "a"])
+        assert farmer.vacant() == [0, 1]
+        with pytest.raises(TypeError, match=r"min_ready must be a whole number, not 'x'$"):
+            farmer.recv("x")
+
+
+def test_a_remote_env_refuses_arguments_of_the_environment_and_pictures_in_words(farm):
+    with pytest.raises(TypeError, match=r"(?s)RemoteEnv has no argument 'g'.*--env-kwargs '\{\"g\": \.\.\.\}'"):
+        RemoteEnv(COUNTING, [(farm.address, 1)], g=9.81)
+    env = RemoteEnv(COUNTING, [(farm.address, 1)])
+    with pytest.raises(NotImplementedError, match="is not rendered here"):
+        env.render()
+    env.close()
 
 
 def test_a_closed_remote_env_says_so(farm):

@@ -70,6 +70,18 @@ def test_a_step_without_an_episode_is_refused_in_words(farm, connect):
         connect(0).step([0.5])
 
 
+def test_a_wrong_action_ends_the_episode_and_says_so(farm, connect):
+    slot = connect(0)
+    slot.reset()
+    with pytest.raises(
+        RuntimeError, match=r"(?s)not stepped, and its episode has ended with this\n  now: reset begins"
+    ):
+        slot.step([0.5, 1.0])
+    with pytest.raises(RuntimeError, match="no episode runs in slot 0"):
+        slot.step([0.5])
+    assert slot.reset()[0][1:] == [0.0, 0.0]
+
+
 def test_a_held_slot_is_refused_to_another_connection_and_to_a_farmer(farm, connect):
     connect(0).reset()
     with pytest.raises(RuntimeError, match="slot 0 is held by another connection"):

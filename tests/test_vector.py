@@ -344,6 +344,30 @@ def test_after_close_every_verb_says_so_and_the_slots_are_free(open_shared):
     assert open_shared().num_envs == 3
 
 
+@pytest.mark.parametrize(
+    ("wrong", "error", "words"),
+    [
+        ({"max_episode_steps": -3}, ValueError, r"max_episode_steps must be 1 or more, or None.* not -3$"),
+        ({"max_episode_steps": 0}, ValueError, r"max_episode_steps must be 1 or more, or None.* not 0$"),
+        ({"max_episode_steps": 2.5}, TypeError, r"max_episode_steps must be a whole number, or None.* not 2.5$"),
+        ({"num_envs": "x"}, TypeError, r"num_envs must be a whole number, or None.* not 'x'$"),
+        ({"g": 9.81}, TypeError, r"(?s)make_vec has no argument 'g'.*--env-kwargs '\{\"g\": \.\.\.\}'"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused_before_a_farm_is_asked(wrong, error, words):
+    with pytest.raises(error, match=words):
+        farmer.make_vec(COUNTING, farmlist=[("127.0.0.1:9", 1)], **wrong)
+
+
+@pytest.mark.parametrize("seed", ["a", "abc", 1.5, [1, 2, "a"]])
+def test_seeds_that_are_no_whole_numbers_are_refused(open_shared, seed):
+    envs = open_shared()
+    with pytest.raises(TypeError, match=r"seed must be a whole number"):
+        envs.reset(seed=seed)
+    with pytest.raises(TypeError, match=r"min_ready must be a whole number, not 'x'$"):
+        envs.recv("x")
+
+
 def test_who_forgets_to_close_gives_the_slots_back_all_the_same(shared, open_shared):
     envs = farmer.make_vec(COUNTING, 3, [(shared, 3)])
     envs.reset()

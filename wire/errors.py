@@ -15,6 +15,7 @@ FarmError                    anything this project raises on purpose
 |   |-- NoFreeSlot           more slots were asked for than are free
 |   `-- LeaseLost            the lease is unknown to the farm: freed, or of another host
 |-- NothingSent              `recv` was called with no command under way
+|-- FarmerClosed             a verb of a farmer that was closed
 |-- BadAction                an action of the wrong shape or with NaN: refused at the host, never sent
 |-- BadSlot                  a slot that is not this pool's, or is busy, or has no episode
 |-- NotOfAFarm               an attribute or a method that only the environment's own process could answer
@@ -83,6 +84,10 @@ class LeaseLost(FarmRefused):
 
 class NothingSent(FarmError):
     """`recv` was called with no command under way."""
+
+
+class FarmerClosed(FarmError):
+    """A verb of a farmer that was closed; nothing was sent."""
 
 
 class BadAction(FarmError, ValueError):

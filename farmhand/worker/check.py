@@ -62,7 +62,11 @@ def action(find, value):
     """Raises InvalidAction if there is trouble with the value."""
     trouble = find(value)
     if trouble is not None:
-        raise InvalidAction("action%s %s\n  the environment was not stepped" % trouble)
+        raise InvalidAction(
+            "action%s %s\n"
+            "  the environment was not stepped, and its episode has ended with this\n"
+            "  now: reset begins a new one" % trouble
+        )
 
 
 def reward(value):
