@@ -184,5 +184,6 @@ def _check_counts(**counts: int | None) -> None:
 
 
 def _check_limits(nb_max_episode_steps: int | None, nb_max_start_steps: int) -> None:
-    _check_counts(nb_max_episode_steps=nb_max_episode_steps)
+    if nb_max_episode_steps is not None:
+        check_count("nb_max_episode_steps", nb_max_episode_steps, 0)  # 0 is keras-rl's other way to say "no limit"
     check_count("nb_max_start_steps", nb_max_start_steps, 0)

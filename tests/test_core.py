@@ -768,7 +768,6 @@ def test_an_agent_that_is_not_compiled_is_refused():
         {"nb_steps": 5, "action_repetition": 0},
         {"nb_steps": "x"},
         {"nb_steps": float("inf")},
-        {"nb_steps": 5, "nb_max_episode_steps": 0},
         {"nb_steps": 5, "nb_max_episode_steps": -3},
         {"nb_steps": 5, "nb_max_start_steps": -1},
     ],

@@ -60,6 +60,11 @@ def test_fit_of_one_environment_is_keras_rls_event_by_event(action_repetition, s
         assert len(run.tape) > 100
 
 
+def test_a_limit_of_no_steps_is_none():
+    assert_alike("fit", Script(lengths=(9, 5, 7)), nb_steps=20, nb_max_episode_steps=0, verbose=0)
+    assert_alike("test", Script(lengths=(9, 5)), nb_episodes=2, nb_max_episode_steps=0, verbose=0)
+
+
 @pytest.mark.parametrize("verbose", [0, 1, 2])
 @pytest.mark.parametrize("nb_max_episode_steps", [None, 3])
 @pytest.mark.parametrize("start", [None, "random", "policy"])
