@@ -182,7 +182,7 @@ class Run:
 
     def _too_long(self, episode: Episode) -> bool:
         limit = self.limits.max_episode_steps
-        return bool(limit) and episode.steps >= limit
+        return limit is not None and 0 < limit <= episode.steps
 
     def _measured(self, batch: Any, made: list[tuple[int, int]]) -> None:
         """Counts (row, updates of the weights that chose its action)."""
