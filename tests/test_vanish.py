@@ -339,7 +339,7 @@ def play_through(farm, faults, steps, slots=4, limit=100.0):
                 fresh = farmer.vacant()
                 if fresh:
                     farmer.reset(fresh)
-                for row in farmer.collect(timeout=30):
+                for row in farmer.collect(timeout=limit):
                     if row.lost:
                         lost += 1
                         running.pop(row.slot, None)
