@@ -312,6 +312,7 @@ def test_an_environment_that_computes_gets_about_a_slot_for_each_core(tmp_path):
     assert "sleeps or waits most of the time" not in said
 
 
+@pytest.mark.slow
 def test_memory_limits_the_slots_of_an_environment_that_takes_much(tmp_path):
     args, said = tuned("environments:HungryEnv", tmp_path, "--memory-free", "600M")
     assert args.slots == 3  # 480 MB may be used, 130 to 140 MB are needed

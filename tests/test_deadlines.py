@@ -172,6 +172,7 @@ def test_a_reset_that_hangs_is_ended_and_told():
         holder.reset()
 
 
+@pytest.mark.slow
 def test_a_constructor_that_hangs_later_is_a_failed_construction(tmp_path):
     trap = tmp_path / "trap"
     with supervised("HangingEnv", kwargs={"trap": str(trap)}, start=4.0) as supervisor:

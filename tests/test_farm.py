@@ -130,6 +130,7 @@ def test_a_factory_that_leaves_the_process_is_told_in_words(tmp_path):
     assert "last words" in text
 
 
+@pytest.mark.slow
 def test_a_constructor_that_hangs_is_given_up_after_its_limit(tmp_path):
     (tmp_path / "hanging.py").write_text("import time\ndef make():\n    time.sleep(600)\n")
     started = time.monotonic()
@@ -269,6 +270,7 @@ def test_two_environments_share_a_farm_and_a_slot_changes_from_one_to_the_other(
 
 
 @pytest.mark.parametrize("number", STOPS)
+@pytest.mark.slow
 def test_a_signal_ends_the_farm_and_its_workers_though_one_is_in_a_long_step(number):
     with running_farm(SLOW, slots=2) as farm, busy_slot(farm, SLOW, 60.0):
         workers = workers_of(farm.pid)
@@ -292,6 +294,7 @@ def test_a_farm_whose_workers_are_idle_ends_at_once_and_lets_them_close(tmp_path
 
 
 @pytest.mark.parametrize("number", STOPS)
+@pytest.mark.slow
 def test_a_signal_during_the_start_ends_everything(tmp_path, number):
     (tmp_path / "hanging.py").write_text(
         "import time\ndef make():\n    print('here', flush=True)\n    time.sleep(600)\n"
@@ -307,6 +310,7 @@ def test_a_signal_during_the_start_ends_everything(tmp_path, number):
     assert "Traceback" not in farm.log()
 
 
+@pytest.mark.slow
 def test_a_second_signal_does_not_break_off_the_end():
     with running_farm(SLOW, slots=1) as farm, busy_slot(farm, SLOW, 60.0):
         (worker,) = workers_of(farm.pid)

@@ -477,6 +477,7 @@ def test_another_hosts_slots_are_never_touched(farms_of_2_and_6):
     assert (free_slots(small), free_slots(large)) == (2, 6)
 
 
+@pytest.mark.slow
 def test_threads_do_not_grow_with_slots():
     with running_farm(COUNTING, slots=32) as farm:
         before = threading.active_count()
@@ -669,6 +670,7 @@ def test_a_farm_that_is_killed_loses_its_rows_and_rejoins_on_the_same_port(farm)
             assert farmer.recv(min_ready=2).obs[:, 1].tolist() == [1, 1]
 
 
+@pytest.mark.slow
 def test_an_action_for_a_slot_that_was_lost_since_the_last_recv_goes_nowhere_and_its_row_says_so():
     with running_farm(COUNTING, slots=2) as farm, Farmer(COUNTING, [(farm.address, 2)]) as farmer:
         farmer.reset([0, 1])

@@ -177,6 +177,7 @@ def test_what_an_edit_cannot_have_is_logged_once(one, listed, caplog):
         assert "retried" in away
 
 
+@pytest.mark.slow
 def test_a_broken_edit_keeps_the_last_good_list_and_is_told_once_with_its_line(one, two, listed, caplog):
     path = listed((one, 2))
     with Farmer(COUNTING, path) as farmer, caplog.at_level(logging.ERROR, "farmer"):
@@ -199,6 +200,7 @@ def test_a_broken_edit_keeps_the_last_good_list_and_is_told_once_with_its_line(o
         assert farmer.status()["farmlist"] is None
 
 
+@pytest.mark.slow
 def test_a_farm_that_is_removed_and_dead_just_goes(one, listed):
     with contextlib.ExitStack() as stack:
         other = stack.enter_context(running_farm(COUNTING, slots=1, kwargs={"length": 4}))

@@ -403,6 +403,7 @@ def test_workers_that_are_killed_come_back_and_nothing_is_lost_unsaid():
     assert CLEAN in said
 
 
+@pytest.mark.slow
 def test_a_network_that_harms_everything_loses_doubles_swaps_and_mixes_nothing_up():
     code, said = bench(
         "network", "--faults", "60", "--steps", "1000", "--proxies", "3", "--farms", "1", "--every", "20"
@@ -451,6 +452,7 @@ def test_a_kill_in_the_middle_of_a_reset_costs_no_pause_and_a_second_one_does():
         poll_until(lambda: farmer.vacant() == [0], 5, "the end of the pause")
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_run_with_all_that_it_started(tmp_path):
     with open(tmp_path / "out.txt", "w") as out:
         run = subprocess.Popen([sys.executable, str(BENCHMARKS / "faults.py"), "kills"], stdout=out, stderr=out)

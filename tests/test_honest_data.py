@@ -240,6 +240,7 @@ BAD_RESULTS = [
 
 @pytest.mark.parametrize("version", interpreters.VERSIONS)
 @pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.slow
 def test_a_bad_result_is_a_fault_and_the_environment_is_made_anew(start, version, strict):
     worker = start(version, strict=strict)
     for made, (options, text) in enumerate(BAD_RESULTS, 1):

@@ -162,6 +162,7 @@ def test_a_killed_worker_leaves_its_good_transitions_or_none(policy, schedule):
     assert (ledger["sent"], ledger["done"], ledger["crashed"]) == (lost + 41, lost + 40, 1)
 
 
+@pytest.mark.slow
 def test_a_dead_farm_is_told_once_and_not_again_for_each_slot(caplog):
     class KillFarm(Callback):
         def on_step_end(self, step, logs=None):

@@ -167,6 +167,7 @@ def near_farm(key_file):
 
 
 @pytest.mark.parametrize("end", ["near", "far"])
+@pytest.mark.slow
 def test_a_farm_that_is_cut_off_is_left_and_taken_back_and_no_step_is_lost_doubled_or_swapped(
     wire, far_farm, near_farm, key_file, end
 ):

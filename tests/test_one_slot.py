@@ -132,6 +132,7 @@ def test_a_script_that_is_killed_frees_its_slot(farm):
     poll_until(lambda: farm.describe()["free"] == 2, 5, "the slot of the killed script")
 
 
+@pytest.mark.slow
 def test_another_connection_is_refused_at_once_though_the_holder_is_in_a_long_step():
     with running_farm(SLOW, slots=1) as farm:
         code = (

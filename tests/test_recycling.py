@@ -166,6 +166,7 @@ def test_a_worker_that_leaks_is_replaced_between_two_episodes_and_nothing_is_los
         assert row["ledger"]["done"] == 50
 
 
+@pytest.mark.slow
 def test_a_worker_that_has_become_slow_is_replaced():
     with supervised("SlowingEnv") as supervisor:
         holder = Holder(supervisor)
@@ -188,6 +189,7 @@ def test_a_replaced_worker_closes_its_environment_and_nobody_waits_for_that(tmp_
         poll_until(lambda: is_gone(before), 5, "its end")
 
 
+@pytest.mark.slow
 def test_a_replaced_worker_that_does_not_close_is_killed():
     with supervised("CountingEnv", kwargs={"close_takes": 600.0}, recycle_resets=1) as supervisor:
         holder = Holder(supervisor)
@@ -269,6 +271,7 @@ def test_a_spare_that_dies_is_replaced():
         assert supervisor.status()[0]["starts"] == 1
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_while_its_spare_is_built_takes_that_one_over():
     with supervised("HangingEnv", kwargs={"takes": 1.0}, spares=1) as supervisor:
         os.kill(supervisor.status()[0]["pid"], signal.SIGKILL)
@@ -313,6 +316,7 @@ def test_a_farm_says_what_it_decided_about_spares():
 # Quarantine.
 
 
+@pytest.mark.slow
 def test_a_slot_whose_worker_cannot_be_built_waits_longer_each_time_and_comes_back(tmp_path):
     trap = tmp_path / "trap"
     with supervised("DyingEnv", kwargs={"at": 0, "trap": str(trap)}, slots=2, spares=1) as supervisor:
@@ -408,6 +412,7 @@ def test_a_release_without_a_farm_says_so(tmp_path):
     assert "--port" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_slot_in_quarantine_is_tried_at_once_when_it_is_released(tmp_path):
     trap = tmp_path / "trap"
     with supervised("DyingEnv", kwargs={"at": 0, "trap": str(trap)}) as supervisor:

@@ -118,6 +118,7 @@ def test_a_peer_that_is_not_installed_or_cannot_start_is_a_row_and_no_crash(tmp_
     assert re.search(r"^not Ray is missing: .*ended \(1\)", said, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_no_op_steps_are_measured_beside_gymnasiums(tmp_path, capfd):
     words = ["--cases", "noop", "--slots", "2", "--rounds", "1", "--seconds", "0.05", "--peers", "async"]
     assert throughput.main([*words, "--out", str(tmp_path)]) == 0

@@ -643,6 +643,7 @@ def kill_local_farms(times: int) -> threading.Thread:
     return thread
 
 
+@pytest.mark.slow
 def test_a_local_farm_that_dies_is_started_again_and_the_training_goes_on(main):
     thread = kill_local_farms(1)
     assert main("--env", "Pendulum-v1", "--slots", "1", "--episodes", "20")[0] == 0
@@ -650,6 +651,7 @@ def test_a_local_farm_that_dies_is_started_again_and_the_training_goes_on(main):
     assert not thread.is_alive(), "it was not killed"
 
 
+@pytest.mark.slow
 def test_a_local_farm_that_dies_over_and_over_ends_the_training_with_words_and_code_1(main, tmp_path, monkeypatch):
     monkeypatch.setattr("desk.local_farm.RESTARTS", 0)
     kill_local_farms(1)

@@ -74,6 +74,7 @@ class Watch:
         self._thread.join()
 
 
+@pytest.mark.slow
 def test_a_farm_that_freezes_is_left_and_taken_back_when_it_wakes_while_the_other_goes_on(farm):
     with running_farm(SLOW, slots=2) as other, Farmer(SLOW, [(farm.address, 1), (other.address, 2)]) as farmer:
         begin(farmer)
@@ -112,6 +113,7 @@ def test_a_farm_that_freezes_is_left_and_taken_back_when_it_wakes_while_the_othe
         assert total["lost with its farm"] == 1
 
 
+@pytest.mark.slow
 def test_an_address_that_is_silent_does_not_delay_the_return_of_another_farm(farm, monkeypatch):
     monkeypatch.setattr("farmer.connection.CONNECT_LIMIT", 1.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -168,6 +170,7 @@ def test_a_farm_that_offers_the_same_name_with_other_spaces_is_refused(farm):
         assert ask_farm(other, "describe")["free"] == 1
 
 
+@pytest.mark.slow
 def test_a_farm_that_is_back_with_other_spaces_is_asked_seldom_leased_never_and_told_once(farm, caplog, monkeypatch):
     with contextlib.ExitStack() as stack:
         other = stack.enter_context(running_farm(SLOW, slots=2, kwargs={"limit": 60.0}))

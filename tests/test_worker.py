@@ -424,6 +424,7 @@ def test_gymnasiums_pendulum_steps_as_it_does_here(start):
 
 
 @pytest.mark.parametrize(("name", "api"), [("gym==0.21.0", "gym21"), ("gym==0.26.2", "gym26")])
+@pytest.mark.slow
 def test_real_gym_of_another_age_balances_its_pole(start, name, api):
     worker = start(interpreters.python_with_gym(name))
     ready = construct(worker, {"kind": "gym", "id": "CartPole-v1"})
