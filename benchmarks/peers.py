@@ -48,6 +48,16 @@ PEERS = {
         (["remote-gym==0.7.3", "dm-env-rpc==1.1.6", "gymnasium==1.4.0"],),
         ("remote_gym",),
     ),
+    # Muscles and those who step them side by side, in one Python; the pins of OpenSim are the Makefile's.
+    "osim": (
+        ("3.11", "3.12"),
+        (
+            ["torch==2.13.0"],
+            ["opensim==4.6", "osim-rl==3.0.11", "numpy==2.2.6", "scipy==1.13.1", "gym==0.26.2"]
+            + ["gymnasium==1.4.0", "tianshou==2.0.1", "psutil"],
+        ),
+        ("opensim", "osim.env", "gymnasium", "tianshou"),
+    ),
 }
 
 

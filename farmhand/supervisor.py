@@ -89,6 +89,8 @@ class Lease:
     expires: bool = True
     outbox: list[tuple[int, Reply]] = field(default_factory=list)
     line: int = 0  # grows when its host comes by a new connection; calls on an older one get nothing more
+    inside: int = 0  # calls of this line that are in `exchange`
+    leaving: int = 0  # and of older lines
     pipes: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     bell: _Bell = field(default_factory=lambda: _Bell())
 
@@ -328,7 +330,22 @@ class Supervisor:
                 return []  # it was delayed on a connection that its host has given up: an answer would go nowhere
             if line > lease.line:
                 lease.line = line
+                lease.leaving, lease.inside = lease.leaving + lease.inside, 0
                 lease.bell.ring()  # a call that waits on the old line ends now and takes nothing with it
+            lease.inside += 1
+        try:
+            return self._exchanged(token, lease, commands, wait, together, line)
+        finally:
+            with self._lock:
+                if lease.line == line:
+                    lease.inside -= 1
+                else:
+                    lease.leaving -= 1
+
+    def _exchanged(
+        self, token: str, lease: Lease, commands: list[Any], wait: float, together: int, line: int
+    ) -> list[list[Any]]:
+        with self._lock:
             for number, seq, kind, body in commands:
                 if number not in lease.slots:
                     raise LeaseLost("slot %r is not in this lease" % (number,))
@@ -341,7 +358,10 @@ class Supervisor:
             with self._lock:
                 for key, _ in events:
                     if key.data is None:
-                        lease.bell.hush()
+                        if (
+                            not lease.leaving
+                        ):  # it rings for those too, and whoever hushes it first would let them sleep
+                            lease.bell.hush()
                     else:
                         self._attend(*key.data)
                 self._lease(token, is_call=False)
