@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from osim_env import BODIES
 from peer_farm import ROOT, local_farm
 from peer_line import Peer
 from peer_table import machine, table, verdict
 from peers import Missing, python_of
 
 START_LIMIT = 300.0  #: s for a library to stand
-BODIES: dict[str, dict[str, Any]] = {"L2M2019": {"difficulty": 0, "model": "2D"}, "Arm2D": {}}
 NAMES = {
     "ours": "ours",
     "bare": "bare processes",
