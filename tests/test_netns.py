@@ -98,7 +98,18 @@ def far_farm(wire, key_file, tmp_path_factory):
     """A farm in the namespace, with a key, for it listens beyond loopback."""
     folder = tmp_path_factory.mktemp("far")
     command = ["ip", "netns", "exec", wire.space, sys.executable, str(ROOT / "farm.py"), SLOW, "--slots", "2"]
-    command += ["--host", FAR, "--port", "20099", "--log-dir", str(folder / "logs"), "--key-file", str(key_file)]
+    command += [
+        "--host",
+        FAR,
+        "--port",
+        "20099",
+        "--log-dir",
+        str(folder / "logs"),
+        "--key-file",
+        str(key_file),
+        "--spares",
+        "0",
+    ]
     farm = FarmProcess(command, folder)
     try:
         poll_until(lambda: "Ctrl-C stops it." in farm.said() or farm.process.poll() is not None, 40, "the farm")
