@@ -531,20 +531,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     command(farms, count=200, slots=2, at_a_time=4, takes=0.02, calm=10.0)
     command(hosts, count=50, slots=2, at_a_time=5, takes=0.02)
     command(partitions, count=20, slots=2, takes=0.02)
-    command(
+    training = command(
         *(soak,),
-        **{
-            "minutes": 60.0,
-            "slots": 4,
-            "takes": 0.05,
-            "slow": 0.05,
-            "updates": 0.5,
-            "memory": 20_000,
-            "calm": 60.0,
-            "warm_up": 180.0,
-        },
-        **{"inside": 0.001, "every": 2000, "kill": 20.0, "away": 120.0},
+        **{"minutes": 60.0, "every": 5.0, "blocks": 6, "calm": 60.0, "warm_up": 180.0, "first_faults": 300.0},
+        **{"slots": 4, "spares": 1, "takes": 0.05, "slow": 0.1, "updates": 0.5, "memory": 20_000},
     )
+    training.epilog = "every: mean seconds between two faults; blocks: pieces of the minutes, a calm one before each"
     one = command(host)
     one.add_argument("farm")
     one.add_argument("slots", type=int)

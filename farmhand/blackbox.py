@@ -127,6 +127,12 @@ class Recorder:
         self._waiting: queue.Queue[tuple[Path, dict[str, Any], bytes, list[bytes]] | None] = queue.Queue(WAITING)
         self._writer: threading.Thread | None = None
 
+    def start(self) -> None:
+        """Starts the writer, so that a farm's first fault needs nothing new; else the first file does."""
+        if self._writer is None:
+            self._writer = threading.Thread(target=self._write_all, name="black box", daemon=True)
+            self._writer.start()
+
     def started(self, number: int) -> None:
         """Slot `number` has another worker: what the one before it left unanswered is no concern of this one."""
         self._episodes.pop(number, None)
@@ -249,9 +255,7 @@ class Recorder:
                 seconds_since_last_command=round(time.monotonic() - episode.last, 3),
             )
         about["under_way"] = slot.state in (State.STARTING, State.RESETTING, State.STEPPING)
-        if self._writer is None:
-            self._writer = threading.Thread(target=self._write_all, name="black box", daemon=True)
-            self._writer.start()
+        self.start()
         try:
             self._waiting.put_nowait((path, about, _log_of(worker), frames))
         except queue.Full:

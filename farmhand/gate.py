@@ -300,8 +300,7 @@ class _Session(ClientConnectionJob):
 
     def hang_up(self) -> None:
         """Wakes the thread, wherever it waits on this connection."""
-        with contextlib.suppress(OSError):
-            self.csock.sock.shutdown(socket.SHUT_RDWR)
+        self.csock.hang_up()
 
     def close(self) -> None:
         self._gate._sessions.discard(self)
@@ -320,6 +319,11 @@ class Line(SocketConnection):
         self._ahead = ahead  # what was read at the gate
         self._deadline: float | None = None  # of the message that is being read
         self._first_call: float | None = time.monotonic() + FIRST_CALL_LIMIT  # whoever got a thread is to use it
+
+    def hang_up(self) -> None:
+        """Ends it for both sides, whichever thread reads from it; that thread then closes it."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
 
     def begin(self) -> None:
         """The next byte is the first of a message."""
