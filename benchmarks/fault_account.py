@@ -12,7 +12,9 @@ A slot is always at one of these, and each second of it is put down under that o
     hang       a command that was told as timed out
     crash      a command that was told as crashed
     invalid    a command that was told as invalid
-    farm       a command that was told as lost with its farm, and what follows until the slot is there again
+    wire       a command that a broken connection swallowed
+    farm       a command that was lost with its farm, and what follows until the slot is there again
+    again      from word of any other loss to the reset after it
     host       in the host's hands: its result waits for the learner, and its next command has not come
 """
 
@@ -26,8 +28,10 @@ from typing import Any
 from farmer import Farmer
 from wire import protocol
 
-KINDS = ("work", "slow", "way", "reset", "start", "hang", "crash", "invalid", "farm", "host")
-_BUCKETS = {"timed out": "hang", "crashed": "crash", "invalid": "invalid", "lost with its farm": "farm"}
+KINDS = ("work", "slow", "way", "reset", "start", "hang", "crash", "invalid", "wire", "farm", "again", "host")
+#: What only a fault takes. The others are there without any, and grow with whatever else the machine does.
+BY_FAULTS = ("slow", "reset", "start", "hang", "crash", "invalid", "wire", "farm", "again")
+_BUCKETS = {"timed out": "hang", "crashed": "crash", "invalid": "invalid", "lost with its farm": "wire"}
 
 
 class Accounts:
@@ -74,14 +78,16 @@ class Accounts:
             if is_step and self._span is not None:
                 self.steps[self._span] += 1
 
-    def lost(self, slot: int, bucket: str | None) -> None:
-        """Its command will never be answered, and it was told why; None: it had none, and its farm is gone."""
+    def lost(self, slot: int, bucket: str) -> None:
+        """Its command will never be answered, and it was told why."""
         with self._lock:
-            kind = _BUCKETS.get(bucket or "", "farm")
-            if bucket is None:
-                kind = self._since.get(slot, ("host", 0.0))[0]
-            gone = bucket in (None, "lost with its farm")
-            self._spend(slot, kind, "farm" if gone else "host", time.perf_counter())
+            self._spend(slot, _BUCKETS[bucket], "again", time.perf_counter())
+
+    def left(self, slot: int) -> None:
+        """Its farm is gone, with the command that was under way if there was one."""
+        with self._lock:
+            kind = self._since[slot][0] if slot in self._since else "farm"
+            self._spend(slot, kind if kind == "host" else "farm", "farm", time.perf_counter())
 
     def _spend(self, slot: int, kind: str, then: str, now: float) -> None:
         since = self._since[slot][1] if slot in self._since else now
@@ -120,13 +126,14 @@ class Watched(Farmer):
         super()._dispatch(slots, kind, bodies, wake)
 
     def _finish(self, place: Any, kind: int, value: Any, why: str | None, bucket: str, trip_s: float = 0.0) -> None:
-        if why is not None:
+        if not place.here:
+            self.accounts.left(place.slot)
+        elif why is not None:
             self.accounts.lost(place.slot, bucket)
         else:
             self.accounts.answered(place.slot, place.sent == protocol.STEP, value[-1])
         super()._finish(place, kind, value, why, bucket, trip_s)
 
     def _on_left(self, place: Any, why: str) -> None:
-        if place.sent is None:
-            self.accounts.lost(place.slot, None)
+        self.accounts.left(place.slot)
         super()._on_left(place, why)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from fault_account import KINDS, Accounts, Watched
+from fault_account import BY_FAULTS, KINDS, Accounts, Watched
 from fault_parts import Bench, Farm, Proxy, row
 
 INSIDE = ["nan", "inf", "wrong_shape", "raise", "raise_unpicklable", "exit", "segfault", "abort", "spin", "hang_in_c"]
@@ -95,11 +95,11 @@ def soak(args: argparse.Namespace) -> int:
 def _goodput(accounts: Accounts) -> str:
     missing, total = accounts.missing("harm", "calm"), sum(accounts.seconds["harm"].values())
     most = sorted(((seconds, kind) for kind, seconds in missing.items()), reverse=True)
-    return "goodput %.1f %% of fault-free: of %.0f slot-seconds %.0f were lost (%s)" % (
+    return "goodput %.1f %% of fault-free; faults alone cost %.1f %% of %.0f slot-seconds; lost by kind: %s" % (
         100 * accounts.goodput("harm", "calm"),
+        100 * sum(missing[kind] for kind in BY_FAULTS) / total,
         total,
-        sum(missing.values()),
-        ", ".join("%s %.0f" % (kind, seconds) for seconds, kind in most),
+        ", ".join("%s %.0f s" % (kind, seconds) for seconds, kind in most),
     )
 
 

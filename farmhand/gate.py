@@ -300,7 +300,8 @@ class _Session(ClientConnectionJob):
 
     def hang_up(self) -> None:
         """Wakes the thread, wherever it waits on this connection."""
-        self.csock.hang_up()
+        with contextlib.suppress(OSError):
+            self.csock.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._gate._sessions.discard(self)
@@ -321,9 +322,9 @@ class Line(SocketConnection):
         self._first_call: float | None = time.monotonic() + FIRST_CALL_LIMIT  # whoever got a thread is to use it
 
     def hang_up(self) -> None:
-        """Ends it for both sides, whichever thread reads from it; that thread then closes it."""
+        """Hears nothing more: the thread that reads from it closes it, once a call that is under way is answered."""
         with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)
+            self.sock.shutdown(socket.SHUT_RD)
 
     def begin(self) -> None:
         """The next byte is the first of a message."""
