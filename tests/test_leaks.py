@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import pathlib
+import platform
 import random
+import re
 import signal
 import socket
 import sys
@@ -16,7 +19,7 @@ from collections import Counter
 import numpy as np
 import psutil
 import pytest
-from farms import START_LIMIT
+from farms import START_LIMIT, running_farm
 from helpers import poll_until
 from proxy import Proxy
 
@@ -222,3 +225,25 @@ def test_the_connection_of_a_lease_that_has_expired_is_ended(parts):
         poll_until(lambda: token not in parts.supervisor._leases, 5, "the lease's end")
         poll_until(lambda: caller.sock is None or caller.sock.fileno() < 0, 5, "its connection's")
         assert silent._proxy._pyroConnection.sock.recv(1) == b"", "which its host sees"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have one heap, or none of that kind")
+def test_the_threads_of_a_farm_share_one_heap(farm_maps):
+    # glibc reserves 64 MB of addresses for each further heap.
+    assert [line for line in farm_maps if re.match(r"\S+ ---p .* 0 *$", line) and _size(line) > 16 << 20] == []
+
+
+@pytest.fixture
+def farm_maps():
+    """The address space of a farm that several hosts have called at once."""
+    with running_farm(ENV, slots=2, kwargs={"commands": True}) as farm, contextlib.ExitStack() as stack:
+        for _ in range(2):
+            pool = stack.enter_context(Farmer(ENV, [(farm.address, 1)]))
+            pool.reset([0])
+            pool.recv()
+        yield pathlib.Path("/proc/%d/maps" % farm.pid).read_text().splitlines()
+
+
+def _size(line):
+    begin, end = (int(address, 16) for address in line.split()[0].split("-"))
+    return end - begin
