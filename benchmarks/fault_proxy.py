@@ -3,8 +3,9 @@
 python benchmarks/fault_proxy.py --to 127.0.0.1:20099 --ports 4 --every 30 --seed 1
 
 Its first line says where it listens, as JSON. It obeys lines on its standard input: `counts` (answered by a line of
-JSON), `calm` and `harm` (no faults, and again), `hold` and `go` (nothing passes, as behind a pulled cable; and it
-passes again), `cut` (every connection ends). It ends when its standard input does.
+JSON), `calm` and `harm` (no faults, and again), `fault` (one to the next segment, also while it is calm), `hold` and
+`go` (nothing passes, as behind a pulled cable; and it passes again), `cut` (every connection ends). It ends when its
+standard input does.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class FaultProxy:
         self._rng = random.Random(seed)
         self.counts = Counter(dict.fromkeys(kinds, 0))
         self.calm = False
+        self._wanted = 0  # faults that were ordered one by one
         self._open = asyncio.Event()
         self._open.set()
         self._lines: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
@@ -51,6 +53,8 @@ class FaultProxy:
             self.calm = True
         elif word == "harm":
             self.calm = False
+        elif word == "fault":
+            self._wanted += 1
         elif word == "hold":
             self._open.clear()
         elif word == "go":
@@ -102,7 +106,9 @@ class FaultProxy:
                 sink.write_eof()
 
     def _draw(self) -> str | None:
-        if self.calm or self.counts.total() >= self._most or self._rng.randrange(self._every):
+        if self._wanted:
+            self._wanted -= 1
+        elif self.calm or self.counts.total() >= self._most or self._rng.randrange(self._every):
             return None
         kind = self._rng.choice(self._kinds)
         self.counts[kind] += 1

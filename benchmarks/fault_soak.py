@@ -11,36 +11,43 @@ import statistics
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+from fault_account import BY_FAULTS, KINDS, Accounts, Watched
 from fault_parts import Bench, Farm, Proxy, row
-
-from farmer import Farmer
 
 INSIDE = ["nan", "inf", "wrong_shape", "raise", "raise_unpicklable", "exit", "segfault", "abort", "spin", "hang_in_c"]
 INSIDE += ["stop", "leak", "slow", "print", "grandchild"]
+#: Of a hundred faults: whole farms that go away, workers that are killed and stopped, the wire, and the environments.
+SHARES = {"away": 1, "kill": 12, "stop": 12, "wire": 45, "inside": 30}
+AWAY = 6.0  #: s that a farm is stopped or cut off
+SETTLE = 15.0  #: s between the last fault and a look at how fast it is without
 
 
 def soak(args: argparse.Namespace) -> int:
-    """SAC learns Pendulum from two farms while everything fails at random; before and after, nothing does."""
+    """SAC learns Pendulum from two farms while everything fails at random; before, between and after, nothing does."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from agents import networks
 
     with Bench() as bench:
-        switch = bench.folder / "harm"
-        kwargs = {"fault": INSIDE, "probability": args.inside, "only_if": str(switch)}
-        kwargs.update(takes=args.takes, seconds=args.slow)  # a slow one takes as long again
-        options = ["--step-timeout", "1", "--recycle-memory", "300M", "--memory", "600M", "--spares", "1"]
+        orders = bench.folder / "orders"
+        orders.mkdir()
+        kwargs = {"orders": str(orders), "takes": args.takes, "seconds": args.slow}
+        options = ["--step-timeout", "1", "--reset-timeout", "1", "--start-timeout", "20", "--spares", str(args.spares)]
+        options += ["--recycle-memory", "300M", "--memory", "600M"]
         env = "journal:FaultyPendulum"
         both = [Farm(bench.folder, args.slots, options, env, kwargs) for _ in range(2)]
-        proxies = [bench.proxy(farm, every=args.every, seed=args.seed) for farm in both]
+        proxies = [bench.proxy(farm, seed=args.seed) for farm in both]
         for proxy in proxies:
             proxy.say("calm")
+        accounts = Accounts(slow=args.takes + 0.8 * args.slow, honest=args.takes)
         try:
-            with Farmer(env, [(proxy.addresses[0], args.slots) for proxy in proxies], seed=args.seed) as farmer:
+            farmlist = [(proxy.addresses[0], args.slots) for proxy in proxies]
+            with Watched(accounts, env, farmlist, seed=args.seed) as farmer:
                 agent = networks.make_sac(
                     farmer.observation_space,
                     farmer.action_space,
@@ -50,7 +57,7 @@ def soak(args: argparse.Namespace) -> int:
                     memory_limit=args.memory,
                     updates_per_step=args.updates,
                 )
-                trouble = Trouble(args, agent, farmer, both, proxies, switch)
+                trouble = Trouble(args, agent, accounts, both, proxies, orders)
                 trouble.start()
                 with contextlib.suppress(KeyboardInterrupt):
                     agent.fit(farmer, nb_steps=10**9, verbose=0)
@@ -71,10 +78,12 @@ def soak(args: argparse.Namespace) -> int:
     adds_up = all(ledger["sent"] == sum(n for name, n in ledger.items() if name != "sent") for ledger in ledgers)
     told = {name: sum(ledger[name] for ledger in ledgers) for name in ledgers[0] if name not in ("sent", "done")}
     print("ledgers: %s" % ledgers)
-    measured = "%s; goodput %.1f %% of fault-free; mean return of 10 episodes %.0f; steps not done: %s; ledger %s" % (
+    print(_table(accounts))
+    measured = "%s; %s; mean return of 10 episodes %.0f; %d steps, not done: %s; ledger %s" % (
         trouble.summary(),
-        100 * trouble.goodput(),
+        _goodput(accounts),
         float(np.mean(played.history["episode_reward"])),
+        sum(ledger["sent"] for ledger in ledgers),
         ", ".join("%d %s" % (n, name) for name, n in told.items() if n) or "none",
         "sums" if adds_up else "**wrong**",
     )
@@ -83,28 +92,51 @@ def soak(args: argparse.Namespace) -> int:
     return 0 if adds_up else 1
 
 
+def _goodput(accounts: Accounts) -> str:
+    missing, total = accounts.missing("harm", "calm"), sum(accounts.seconds["harm"].values())
+    most = sorted(((seconds, kind) for kind, seconds in missing.items()), reverse=True)
+    return "goodput %.1f %% of fault-free; faults alone cost %.1f %% of %.0f slot-seconds; lost by kind: %s" % (
+        100 * accounts.goodput("harm", "calm"),
+        100 * sum(missing[kind] for kind in BY_FAULTS) / total,
+        total,
+        ", ".join("%s %.0f s" % (kind, seconds) for seconds, kind in most),
+    )
+
+
+def _table(accounts: Accounts) -> str:
+    """Slot-seconds by kind, as shares, and what a step took of each."""
+    lines = ["%-8s %9s %9s %12s %12s %9s" % ("", "calm", "harm", "calm, a step", "harm, a step", "lost")]
+    calm, harm = accounts.seconds["calm"], accounts.seconds["harm"]
+    missing = accounts.missing("harm", "calm")
+    for kind in KINDS:
+        numbers = [100 * spent[kind] / sum(spent.values()) for spent in (calm, harm)]
+        each = [1e3 * accounts.seconds[name][kind] / max(1, accounts.steps[name]) for name in ("calm", "harm")]
+        lines.append("%-8s %7.2f %% %7.2f %% %9.2f ms %9.2f ms %7.0f s" % (kind, *numbers, *each, missing[kind]))
+    return "\n".join(lines)
+
+
 class Trouble(threading.Thread):
-    """Breaks things by a Poisson process, each kind with a rate of its own, and keeps an eye on host and farms."""
+    """Breaks things by a Poisson process, and keeps an eye on host and farms."""
 
     def __init__(
         self,
         args: argparse.Namespace,
         agent: Any,
-        farmer: Farmer,
+        accounts: Accounts,
         farms: list[Farm],
         proxies: list[Proxy],
-        switch: Path,
+        orders: Path,
     ):
         super().__init__(daemon=True)
         self.error: BaseException | None = None
         self.done = False
-        self.counts: dict[str, int] = {}
+        self.counts: Counter[str] = Counter()
         self.samples: list[dict[str, float]] = []
-        self._args, self._agent, self._farmer = args, agent, farmer
-        self._farms, self._proxies, self._switch = farms, proxies, switch
+        self._args, self._agent, self._accounts = args, agent, accounts
+        self._farms, self._proxies, self._orders = farms, proxies, orders
         self._rng = random.Random(args.seed)
-        self._spans: dict[str, list[tuple[float, float]]] = {"calm": [], "harm": []}  # seconds, steps
-        self._network: dict[str, int] = {}
+        self._away: threading.Thread | None = None
+        self._harmed = 0.0  # s in which there were faults
 
     def run(self) -> None:
         try:
@@ -115,52 +147,52 @@ class Trouble(threading.Thread):
         os.kill(os.getpid(), signal.SIGINT)  # `fit` ends between two steps
 
     def _run(self) -> None:
-        self._span(self._args.warm_up, None)
-        self._span(self._args.calm, "calm")
-        self._switch.touch()
+        self._span(self._args.warm_up, None, False)
+        # Threads and buffers that the first faults need are no drift; what comes after them is.
+        self._span(self._args.first_faults, None, True)
+        self._span(SETTLE, None, False)
+        for _ in range(self._args.blocks):
+            self._span(self._args.calm, "calm", False)
+            self._span(60 * self._args.minutes / self._args.blocks, "harm", True)
+            self._span(SETTLE, None, False)
+        self._span(self._args.calm, "calm", False)
         for proxy in self._proxies:
-            proxy.say("harm")
-        self._span(60 * self._args.minutes, "harm")
-        self._switch.unlink()
-        for proxy in self._proxies:
-            proxy.say("calm")
-            for kind, count in proxy.counts().items():
-                self._network[kind] = self._network.get(kind, 0) + count
-        self._span(15.0, None)
-        self._span(self._args.calm, "calm")
+            self.counts.update(proxy.counts())
 
-    def _span(self, seconds: float, name: str | None) -> None:
+    def _span(self, seconds: float, name: str | None, harm: bool) -> None:
         """Lets time pass, with or without faults; a look at everything every second."""
-        begin, steps = time.monotonic(), self._agent.step
-        rates = {"kill": self._args.kill, "stop": self._args.kill, "away": self._args.away}
-        due = {kind: begin + self._rng.expovariate(1 / mean) for kind, mean in rates.items()}
-        looked = 0.0
+        begin, steps, looked = time.monotonic(), self._agent.step, 0.0
+        due = begin + self._rng.expovariate(1 / self._args.every) if harm else float("inf")
+        self._accounts.begin(name)
         while (now := time.monotonic()) < begin + seconds:
-            if name == "harm":
-                for kind, at in due.items():
-                    if now >= at:
-                        self._harm(kind)
-                        due[kind] = time.monotonic() + self._rng.expovariate(1 / rates[kind])
+            while due <= now:
+                self._harm(self._rng.choices(list(SHARES), list(SHARES.values()))[0])
+                due += self._rng.expovariate(1 / self._args.every)
             if now - looked >= 1.0:
                 looked = now
                 if name is not None:
                     self.samples.append(self._look(now))
-            time.sleep(0.1)
-        if name is not None:
-            self._spans[name].append((time.monotonic() - begin, self._agent.step - steps))
+            time.sleep(max(0.01, min(0.1, due - time.monotonic())))
+        if self._away is not None:
+            self._away.join(60)
+        for left in self._orders.iterdir():
+            left.unlink()
+        self._accounts.begin(None)
+        self._harmed += harm * (time.monotonic() - begin)
         print("%s: %d steps in %.0f s" % (name, self._agent.step - steps, seconds), file=sys.stderr, flush=True)
 
     def _harm(self, kind: str) -> None:
-        if kind == "away":  # the second farm: the first one's daemon lives through all of it, so that it can be watched
-            farm, proxy = self._farms[1], self._proxies[1]
-            kind = self._rng.choice(("farm killed", "farm stopped", "farm cut off"))
-            if kind == "farm killed":
-                farm.kill()
-                farm.start()
-            else:
-                os.kill(farm.pid, signal.SIGSTOP) if kind == "farm stopped" else proxy.say("hold")
-                time.sleep(6.0)
-                os.kill(farm.pid, signal.SIGCONT) if kind == "farm stopped" else proxy.say("go")
+        if kind == "away":
+            if self._away is None or not self._away.is_alive():
+                self._away = threading.Thread(target=self._take_away, daemon=True)
+                self._away.start()
+            return
+        if kind == "wire":  # counted by the proxies, for a segment must come by
+            self._rng.choice(self._proxies).say("fault")
+            return
+        if kind == "inside":
+            kind = self._rng.choice(INSIDE)
+            (self._orders / ("%s.%d" % (kind, self.counts.total()))).touch()
         else:
             workers = [pid for farm in self._farms for pid in farm.children()]
             if not workers:
@@ -168,7 +200,20 @@ class Trouble(threading.Thread):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._rng.choice(workers), signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
             kind = "kill -9" if kind == "kill" else "SIGSTOP"
-        self.counts[kind] = self.counts.get(kind, 0) + 1
+        self.counts[kind] += 1
+
+    def _take_away(self) -> None:
+        """The second farm goes: the first one's daemon lives through all of it, so that it can be watched."""
+        farm, proxy = self._farms[1], self._proxies[1]
+        kind = self._rng.choice(("farm killed", "farm stopped", "farm cut off"))
+        self.counts[kind] += 1
+        if kind == "farm killed":
+            farm.kill()
+            farm.start()
+        else:
+            os.kill(farm.pid, signal.SIGSTOP) if kind == "farm stopped" else proxy.say("hold")
+            time.sleep(AWAY)
+            os.kill(farm.pid, signal.SIGCONT) if kind == "farm stopped" else proxy.say("go")
 
     def _look(self, now: float) -> dict[str, float]:
         found = {"at": now}
@@ -183,11 +228,6 @@ class Trouble(threading.Thread):
                     zombies += child.status() == psutil.STATUS_ZOMBIE
             found["zombies of the " + name] = zombies
         return found
-
-    def goodput(self) -> float:
-        """Steps per second under faults as a share of those without."""
-        rate = {name: sum(n for _, n in spans) / sum(s for s, _ in spans) for name, spans in self._spans.items()}
-        return rate["harm"] / rate["calm"]
 
     def summary(self) -> str:
         """What was done to them, and how much of everything they hold at the end, beside the beginning."""
@@ -204,12 +244,17 @@ class Trouble(threading.Thread):
                 drifts.append("%d %s" % (after, name))
             elif name.startswith("RSS"):
                 drifts.append(
-                    "%s %.0f -> %.0f MB (%+.1f %%)" % (name, before / 2**20, after / 2**20, _drift(before, after))
+                    "%s %.1f -> %.1f MB (%+.1f %%)" % (name, before / 2**20, after / 2**20, _drift(before, after))
                 )
             else:
                 drifts.append("%s %d -> %d" % (name, before, after))
-        done = dict(self.counts, **self._network)
-        return "%s; %s" % (", ".join("%d %s" % (n, kind) for kind, n in done.items()), ", ".join(drifts))
+        total = sum(self.counts.values())
+        return "%d faults, %.1f a minute: %s; %s" % (
+            total,
+            60 * total / self._harmed,
+            ", ".join("%d %s" % (n, kind) for kind, n in self.counts.items()),
+            ", ".join(drifts),
+        )
 
 
 def _drift(before: float, after: float) -> float:

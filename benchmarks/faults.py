@@ -9,7 +9,8 @@ python benchmarks/faults.py network --faults 10000 --steps 200000
 python benchmarks/faults.py partitions --count 20          # real network namespaces: wants root and `ip netns`
 python benchmarks/faults.py farms --count 200              # daemons killed, stopped, cut off
 python benchmarks/faults.py hosts --count 50
-python benchmarks/faults.py soak --minutes 60              # training under faults of all kinds
+python benchmarks/faults.py drift --faults 9000            # what farm and host hold after thousands of faults
+python benchmarks/faults.py soak --minutes 60 --every 5    # training under faults of all kinds, one every 5 s
 
 Farms and workers are real processes. Everything that was sent and came back is kept, and so is what the environments
 did; `history.check` then decides whether anything was lost, doubled, swapped or mixed up, and whether the ledgers add
@@ -32,6 +33,7 @@ from collections.abc import Callable
 
 import numpy as np
 import psutil
+from fault_drift import drift
 from fault_parts import (
     ENV,
     OTHERS,
@@ -531,20 +533,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     command(farms, count=200, slots=2, at_a_time=4, takes=0.02, calm=10.0)
     command(hosts, count=50, slots=2, at_a_time=5, takes=0.02)
     command(partitions, count=20, slots=2, takes=0.02)
-    command(
+    command(drift, faults=9000, looks=9, slots=4)
+    training = command(
         *(soak,),
-        **{
-            "minutes": 60.0,
-            "slots": 4,
-            "takes": 0.05,
-            "slow": 0.05,
-            "updates": 0.5,
-            "memory": 20_000,
-            "calm": 60.0,
-            "warm_up": 180.0,
-        },
-        **{"inside": 0.001, "every": 2000, "kill": 20.0, "away": 120.0},
+        **{"minutes": 60.0, "every": 5.0, "blocks": 6, "calm": 60.0, "warm_up": 180.0, "first_faults": 300.0},
+        **{"slots": 4, "spares": 1, "takes": 0.05, "slow": 0.1, "updates": 0.5, "memory": 20_000},
     )
+    training.epilog = "every: mean seconds between two faults; blocks: pieces of the minutes, a calm one before each"
     one = command(host)
     one.add_argument("farm")
     one.add_argument("slots", type=int)

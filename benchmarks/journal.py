@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-from simulators.faulty import FaultyEnv
+from simulators.faulty import NUMBERS, FaultyEnv
 
 RECORD = struct.Struct("<BIIIId")  #: kind, who, episode, step, tag, action
 RESET, BEGUN, DONE = range(3)
@@ -56,10 +56,12 @@ class FaultyPendulum:
     What the FaultyEnv answers counts where it is bad; where it is not, the pendulum's answer does.
     """
 
-    def __init__(self, takes=0.0, **kwargs):
+    def __init__(self, takes=0.0, orders=None, **kwargs):
+        """A file in the folder `orders` is named after a fault: the first who comes by takes it away and does that."""
         import gymnasium
 
-        self._env, self._trouble, self._takes = gymnasium.make("Pendulum-v1"), FaultyEnv(**kwargs), takes
+        self._env, self._takes, self._orders = gymnasium.make("Pendulum-v1"), takes, orders
+        self._trouble = FaultyEnv(commands=True, **kwargs)
         self.observation_space, self.action_space = self._env.observation_space, self._env.action_space
         self.spec = self._env.spec
 
@@ -70,12 +72,22 @@ class FaultyPendulum:
     def step(self, action):
         time.sleep(self._takes)
         answer = self._env.step(action)
-        bad = self._trouble.step([0.0])
+        bad = self._trouble.step([0.0, self._order()])
         if len(bad) != 5:
             return bad
         if np.shape(bad[0]) != (5,) or not np.isfinite(bad[0]).all():
             return (bad[0],) + answer[1:]
         return answer
+
+    def _order(self):
+        """The number of the fault that is wanted now; 0 for none, or where another environment was faster."""
+        for name in os.listdir(self._orders) if self._orders else ():
+            try:
+                os.unlink(os.path.join(self._orders, name))
+            except OSError:
+                continue
+            return NUMBERS[name.partition(".")[0]]
+        return 0
 
     def close(self):
         self._trouble.close()

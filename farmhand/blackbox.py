@@ -17,6 +17,7 @@ program opens, now and in ten years:
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import logging
 import os
@@ -124,8 +125,15 @@ class Recorder:
         self._keep, self._most = keep, most_bytes
         self._episodes: dict[int, _Episode] = {}
         self.answered: dict[int, int] = {}  # the ticket of each worker's last reply
-        self._waiting: queue.Queue[tuple[Path, dict[str, Any], bytes, list[bytes]] | None] = queue.Queue(WAITING)
+        # Paths as texts: pathlib interns each name, and the interpreter's table of those grows for ever new ones.
+        self._waiting: queue.Queue[tuple[str, dict[str, Any], bytes, list[bytes]] | None] = queue.Queue(WAITING)
         self._writer: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Starts the writer, so that a farm's first fault needs nothing new; else the first file does."""
+        if self._writer is None:
+            self._writer = threading.Thread(target=self._write_all, name="black box", daemon=True)
+            self._writer.start()
 
     def started(self, number: int) -> None:
         """Slot `number` has another worker: what the one before it left unanswered is no concern of this one."""
@@ -221,11 +229,11 @@ class Recorder:
         order: dict[str, Any],
         episode: _Episode | None,
         about: dict[str, Any],
-    ) -> Path | None:
+    ) -> str | None:
         """Takes down what may change from now on, and leaves the rest to the writer."""
         now = datetime.now(timezone.utc)
         name = "%s-slot-%d-pid-%d.zip" % (now.strftime("%Y%m%dT%H%M%S.%f"), slot.number, worker.pid)
-        path = (self.folder / name).absolute()
+        path = os.path.join(os.path.abspath(self.folder), name)
         frames = [protocol.pack(protocol.CONSTRUCT, 0, codec.encode(order))]
         about = dict({"format": FORMAT, "what": WHAT}, **about)
         about.update(
@@ -249,9 +257,7 @@ class Recorder:
                 seconds_since_last_command=round(time.monotonic() - episode.last, 3),
             )
         about["under_way"] = slot.state in (State.STARTING, State.RESETTING, State.STEPPING)
-        if self._writer is None:
-            self._writer = threading.Thread(target=self._write_all, name="black box", daemon=True)
-            self._writer.start()
+        self.start()
         try:
             self._waiting.put_nowait((path, about, _log_of(worker), frames))
         except queue.Full:
@@ -259,7 +265,7 @@ class Recorder:
             return None
         return path
 
-    def _line(self, path: Path | None) -> str:
+    def _line(self, path: str | None) -> str:
         return "" if path is None else "\n  black box, on the farm: %s" % path
 
     def _write_all(self) -> None:
@@ -272,7 +278,7 @@ class Recorder:
             except OSError as error:
                 log.warning("the black box %s cannot be written: %s", item[0], error.strerror or error)
 
-    def _write(self, path: Path, about: dict[str, Any], said: bytes, frames: list[bytes]) -> None:
+    def _write(self, path: str, about: dict[str, Any], said: bytes, frames: list[bytes]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         if len(frames) > 1:
             about.update(_seed_and_options(frames[1]))
@@ -283,7 +289,7 @@ class Recorder:
             "python": platform.python_version(),
             "protocol": protocol.VERSION,
         }
-        beside = path.with_suffix(".writing")
+        beside = path + ".writing"
         try:
             with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as box:
                 box.writestr("about.json", json.dumps(about, indent=1, default=repr))
@@ -291,10 +297,15 @@ class Recorder:
                 box.writestr("commands.bin", b"".join(frames))
             os.replace(beside, path)
         except BaseException:
-            beside.unlink(missing_ok=True)
+            _remove(beside)
             raise
-        for old in sorted(self.folder.glob("*-slot-*.zip"))[: -self._keep]:
-            old.unlink(missing_ok=True)
+        for old in sorted(fnmatch.filter(os.listdir(self.folder), "*-slot-*.zip"))[: -self._keep]:
+            _remove(os.path.join(self.folder, old))
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def _log_of(worker: WorkerProcess) -> bytes:

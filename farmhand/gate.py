@@ -321,6 +321,11 @@ class Line(SocketConnection):
         self._deadline: float | None = None  # of the message that is being read
         self._first_call: float | None = time.monotonic() + FIRST_CALL_LIMIT  # whoever got a thread is to use it
 
+    def hang_up(self) -> None:
+        """Hears nothing more: the thread that reads from it closes it, once a call that is under way is answered."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RD)
+
     def begin(self) -> None:
         """The next byte is the first of a message."""
         self._deadline = None

@@ -78,7 +78,8 @@ class FarmService:
         _check_exchange(lease, commands, wait, together, line)
         if protocol.checksum([lease, wait, together, line], commands) != check:
             raise MessageDamaged("a message was changed on its way; nothing of it was done")
-        replies = self._supervisor.exchange(lease, commands, wait, together, line)
+        caller = Pyro4.current_context.client
+        replies = self._supervisor.exchange(lease, commands, wait, together, line, caller)
         return [replies, protocol.checksum([check], replies)]
 
     @_answer

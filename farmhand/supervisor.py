@@ -20,7 +20,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -36,7 +36,7 @@ from simulators import RECIPES
 from wire import codec, protocol
 from wire.errors import LeaseLost, NoFreeSlot, NoSuchEnvironment, ProtocolMismatch, StartError
 
-LEASE_LIMIT = 8.0  #: s without a call of its holder, after which a lease is freed; hosts call every 2 s
+LEASE_LIMIT = 8.0  #: s without a call of its holder, after which a lease is freed; hosts call every second
 LONGEST_WAIT = 5.0  #: s that one exchange may be asked to wait
 LINGER = 0.005  #: s after the first reply that an exchange waits for the others its host wants together
 STOP_LIMIT = 3.0  #: s that all workers together have for closing their environments when the farm stops
@@ -78,6 +78,13 @@ class _Bell:
             self.close()
 
 
+class Caller(Protocol):
+    """A connection, as far as a lease has to do with it."""
+
+    def hang_up(self) -> None:
+        """Ends it."""
+
+
 @dataclass
 class Lease:
     """A host's right to some slots, and the replies that wait for it."""
@@ -91,11 +98,35 @@ class Lease:
     line: int = 0  # grows when its host comes by a new connection; calls on an older one get nothing more
     inside: int = 0  # calls of this line that are in `exchange`
     leaving: int = 0  # and of older lines
+    #: The connections that its host calls by: the one that waits here for replies, and the one that only brings
+    #: commands. A third one replaces one of them.
+    callers: dict[str, Caller] = field(default_factory=dict)
     pipes: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     bell: _Bell = field(default_factory=lambda: _Bell())
 
     def __post_init__(self) -> None:
         self.pipes.register(self.bell.fd, selectors.EVENT_READ, None)
+
+    def called(self, caller: Caller, waits: bool) -> None:
+        """Notes by which connection a call came, and hangs up the one that it replaces.
+
+        Its host has given that up. A network that lost its end without a word would hold ours open for ever, and with
+        it a thread and a descriptor.
+        """
+        if not waits and self.callers.get("waits") is caller:
+            return  # it has nothing to wait for just now
+        if waits and self.callers.get("brings") is caller:
+            del self.callers["brings"]
+        role = "waits" if waits else "brings"
+        before = self.callers.get(role)
+        self.callers[role] = caller
+        if before is not None and before is not caller:
+            before.hang_up()
+
+    def hang_up(self) -> None:
+        """Ends its host's connections."""
+        for caller in self.callers.values():
+            caller.hang_up()
 
 
 class Supervisor:
@@ -174,6 +205,7 @@ class Supervisor:
                 % (self.log_dir, error.strerror or error)
             ) from None
         self._selector.register(self._bell.fd, selectors.EVENT_READ, None)
+        self._recorder.start()
         self._thread.start()
         try:
             self._wait_for_first(self.limits.start if limit is None else limit)
@@ -305,7 +337,13 @@ class Supervisor:
         return lease
 
     def exchange(
-        self, token: str, commands: list[Any], wait: float, together: int = 1, line: int | None = None
+        self,
+        token: str,
+        commands: list[Any],
+        wait: float,
+        together: int = 1,
+        line: int | None = None,
+        caller: Caller | None = None,
     ) -> list[list[Any]]:
         """Hands over commands and returns every reply that is in, at the latest after `wait` seconds.
 
@@ -315,6 +353,7 @@ class Supervisor:
             wait: seconds to wait for a first reply; 0 takes what is there.
             together: replies that the host wants in one go; the first one waits for them, but only for LINGER.
             line: which of its connections, one after the other, the host calls by; None: it has but one.
+            caller: the connection itself, to be ended when the host has another in its place.
 
         Returns:
             [slot, seq, kind, flags, body] each, maybe none; none and nothing done for a call on an older line.
@@ -328,6 +367,8 @@ class Supervisor:
                 line = lease.line
             if line < lease.line:
                 return []  # it was delayed on a connection that its host has given up: an answer would go nowhere
+            if caller is not None:
+                lease.called(caller, wait > 0 or line > lease.line)
             if line > lease.line:
                 lease.line = line
                 lease.leaving, lease.inside = lease.leaving + lease.inside, 0
@@ -549,6 +590,7 @@ class Supervisor:
         for lease in list(self._leases.values()):
             if lease.expires and now - lease.seen > LEASE_LIMIT:
                 self._free(lease, "their host did not call for %g s" % LEASE_LIMIT)
+                lease.hang_up()
         due = [1.0, self.limits.shortest]
         for worker in self._everyone():
             if worker.deadline <= now:
@@ -710,14 +752,26 @@ class Supervisor:
 
     def _adopt(self, slot: Slot) -> bool:
         """Gives an empty slot a worker from stock, if there is one; it may be still at its construction."""
+        if self._stopping or time.monotonic() < self._not_before[slot.number]:
+            return False
+        self._drop_stopped(slot.env)
         stock = self._stock.get(slot.env)
-        if not stock or self._stopping or time.monotonic() < self._not_before[slot.number]:
+        if not stock:
             return False
         worker = stock.pop(0)
         log.info("slot %d takes over %s, whose log is %s", slot.number, worker.name(), worker.log)
         self._install(slot, worker)
         self._bell.ring()  # for a new one in stock
         return True
+
+    def _drop_stopped(self, env: str) -> None:
+        """Ends spares that somebody has stopped: in a slot each would cost the whole time limit of a reset.
+
+        A spare has no other way to hang unseen: until a slot takes it, it waits for a command, or is being built.
+        """
+        for worker in list(self._stock.get(env, ())):
+            if tree.state(worker.pid) == psutil.STATUS_STOPPED:
+                self._end(worker, "%s was stopped (SIGSTOP) while it stood by" % worker.name(), "crashed")
 
     def _fill_stock(self, now: float) -> float:
         """Starts a spare where one is missing and no slot waits for a worker; returns seconds until the next."""

@@ -70,6 +70,19 @@ class Proxy:
             with contextlib.suppress(OSError):
                 near.shutdown(socket.SHUT_RDWR)
 
+    def sever(self):
+        """Cuts every connection at both ends, also those of which the farm has not noticed that they are cut."""
+        self.cuts += 1
+        pairs, self._pairs = self._pairs, []
+        for pair in pairs:
+            for end in pair:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        for pair in pairs:
+            for end in pair:
+                end.close()
+
     def close(self):
         self._over.set()
         for pair in self._pairs:

@@ -271,6 +271,19 @@ def test_a_spare_that_dies_is_replaced():
         assert supervisor.status()[0]["starts"] == 1
 
 
+def test_a_spare_that_was_stopped_is_not_given_to_a_slot():
+    with supervised("CountingEnv", spares=1) as supervisor:
+        (spare,) = supervisor._stock["environments:CountingEnv"]
+        holder = Holder(supervisor)
+        os.kill(spare.pid, signal.SIGSTOP)
+        poll_until(lambda: tree.state(spare.pid) == "stopped", 5, "the stop")
+        os.kill(supervisor.status()[0]["pid"], signal.SIGKILL)
+        poll_until(lambda: supervisor.status()[0]["starts"] == 2, 5, "the next worker")
+        holder.reset()
+        assert supervisor.status()[0]["pid"] != spare.pid
+        poll_until(lambda: tree.state(spare.pid) == "gone", 5, "the end of the stopped one")
+
+
 @pytest.mark.slow
 def test_a_worker_that_dies_while_its_spare_is_built_takes_that_one_over():
     with supervised("HangingEnv", kwargs={"takes": 1.0}, spares=1) as supervisor:

@@ -353,10 +353,10 @@ def play_through(farm, faults, steps, slots=4, limit=100.0):
                         episode, number, action = running[row.slot]
                         assert row.obs.tolist() == [episode, number + 1, action], "lost, doubled or swapped"
                         assert row.reward == number + 1
-                        running[row.slot][1] += 1
+                        running[row.slot][1:] = [number + 1, None]
                         made += 1
                 for slot, run in running.items():
-                    if not farmer._places[slot].sent and farmer._places[slot].episode:
+                    if run[2] is None:  # what its last action led to has been seen here
                         run[2] = np.float32(rng.integers(1, 1000) / 2e5)
                         farmer.send([[run[2]]], [slot])
                 assert_ledgers_sum(farmer)
