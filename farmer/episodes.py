@@ -17,12 +17,12 @@ from typing import Any
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 
-from farmer.balance import ALIKE
 from farmer.pool import Farmer, Row
 from wire.errors import BadSlot, EnvironmentFault, FarmTimeout, NothingSent
 
 TRIES = 3  #: failures in a row after which a reset that the caller asked for is given up
 NEWS = 30.0  #: s of waiting after which the log says what for
+AGAIN = 0.2  #: s between looks at whether a slow reset is worth leaving for an episode that waits in a slower place
 
 log = logging.getLogger("farmer")
 
@@ -263,12 +263,14 @@ class Episodes:
         deadline = None if timeout is None else began + timeout
         told = False
         while True:
+            again = self._offer()
             self._begin_wanted()
             count = missing()
             if count <= 0:
                 return True
             self._give_up(strict)
             left = NEWS if deadline is None else min(NEWS, deadline - time.monotonic())
+            left = min(left, AGAIN) if again else left
             if left <= 0:
                 return False
             for row in self._rows(count, left):
@@ -295,8 +297,6 @@ class Episodes:
         if row.first:
             assert order is not None
             state.first, state.steps, order.under_way, order.failures = row, 0, False, 0
-            if slot >= self._count:
-                self._offer(slot)
         elif row.lost and order is not None:
             # Its reset failed, or the episode was lost before the caller had seen anything of it.
             if order.under_way:
@@ -334,25 +334,23 @@ class Episodes:
         ready = [
             other
             for other in range(self._count, len(self._slots))
-            if self._slots[other].first is not None and self._suits(slot, other)
+            if self._slots[other].first is not None and self._pool.is_worth(self._at[slot], self._at[other])
         ]
         if ready:
             self._change_places(slot, min(ready, key=lambda other: (self._pool.pace(self._at[other]) or 0.0, other)))
 
-    def _offer(self, ahead: int) -> None:
-        """An episode is ready that is nobody's yet: who waits for his own reset goes on with this one."""
+    def _offer(self) -> bool:
+        """Who waits for a reset goes on with an episode that is ready; whether some are left that were not worth it."""
+        if not any(state.first is not None for state in self._slots[self._count :]):
+            return False
+        waiting = False
         for slot in range(self._count):
             state = self._slots[slot]
-            waits = state.begun and state.order is not None and state.order.plain and state.first is None
-            if waits and self._suits(slot, ahead):
-                self._change_places(slot, ahead)
+            if state.begun and state.order is not None and state.order.plain and state.first is None:
+                self._go_on_ahead(slot)
                 self._settle(slot)
-                return
-
-    def _suits(self, slot: int, ahead: int) -> bool:
-        """Whether a slot may go on in that place: an episode of many slow steps costs more than a reset saves."""
-        own, other = self._pool.pace(self._at[slot]), self._pool.pace(self._at[ahead])
-        return own is None or other is None or other <= ALIKE * own
+                waiting = waiting or state.first is None
+        return waiting
 
     def _change_places(self, slot: int, ahead: int) -> None:
         one, other = self._slots[slot], self._slots[ahead]

@@ -41,6 +41,19 @@ class Placement:
             ]
         return [vacant[number] for number in balance.to_begin(free, busy, episodes)]
 
+    def is_worth(self, own: Place, other: Place, now: float) -> bool:
+        """Whether to go on with an episode that waits in another place, and not wait for the own place's reset.
+
+        Not where the other one is so much slower that its steps will take longer than the reset does.
+        """
+        mine, its = own.step_s.mean, other.step_s.mean
+        if not own.here or mine is None or its is None or its <= balance.ALIKE * mine:
+            return True
+        saved = own.reset_s.mean or 0.0
+        if own.sent == protocol.RESET:
+            saved = max(saved, now - own.sent_at)  # one that takes long is expected to take as long again
+        return (its - mine) * (self._steps.mean or 1.0) <= saved
+
     def _costs(self, places: Sequence[Place], steps: float) -> list[float]:
         """Seconds of an episode of so many steps, by slot; a new slot is taken for one as the others of its farm."""
         paces = {farm: farm.pace for farm in {place.farm for place in places}}

@@ -184,10 +184,13 @@ class Farmer:
             return self._placement.chosen(self._places, vacant, episodes, time.perf_counter())
 
     def pace(self, slot: int) -> float | None:
-        """Seconds from a step's sending to its result's arrival, lately; None before the first, or while it is away."""
+        """Seconds from a step's sending to its result's arrival, lately; None before the first."""
+        return self._place(slot).step_s.mean
+
+    def is_worth(self, slot: int, other: int) -> bool:
+        """Whether an episode that waits in `other`, already reset, is better than waiting for the reset of `slot`."""
         with self._lock:
-            place = self._place(slot)
-            return place.step_s.mean if place.here else None
+            return self._placement.is_worth(self._place(slot), self._place(other), time.perf_counter())
 
     def reset(self, slots: Sequence[int], seeds: Sequence[int | None] | None = None, options: Any = None) -> None:
         """Begins an episode in each slot; its first observation comes by `recv` with `first`.
