@@ -305,14 +305,11 @@ class Episodes:
                 log.info("slot %d could not be reset, and is tried again: %s", slot, order.why)
             state.first, order.under_way = None, False
             self._wanted.add(slot)
-            if slot < self._count and state.begun and order.plain:
-                self._go_on_ahead(slot)
         else:
             self._limit(state, row)
             state.answers.append(row)
             if (row.terminated or row.truncated) and self.mode is not AutoresetMode.DISABLED:
                 self._order_next(slot, row.followed)
-                self._go_on_ahead(slot)
         self._settle(slot)
 
     def _limit(self, state: _Slot, row: Row) -> None:
@@ -330,7 +327,7 @@ class Episodes:
     # Episodes that are begun ahead of time.
 
     def _go_on_ahead(self, slot: int) -> None:
-        """The episode of a slot is over: it goes on where one waits already reset, if there is such a place."""
+        """The slot goes on where an episode waits already reset, if there is such a place and it is worth it."""
         ready = [
             other
             for other in range(self._count, len(self._slots))

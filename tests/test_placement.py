@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 
 import keras
@@ -213,10 +214,11 @@ def test_a_limit_of_this_side_on_the_very_step_that_ends_the_episode_leaves_its_
             assert observations.tolist() == [[episode, 0, 0]]
 
 
-def test_a_farm_that_leaves_is_not_reset_again():
+def test_a_slot_that_is_let_go_of_at_its_end_is_not_reset_again(caplog):
     with (
         farm_here("CountingEnv", {"length": 2}, slots=2) as address,
-        farmer.make_vec(COUNTING, 2, [(address, 2)]) as envs,
+        farmer.make_vec(COUNTING, 2, [(address, 2)], timeout=1.0) as envs,
+        caplog.at_level(logging.INFO, "farmer"),
     ):
         envs.reset()
         envs.step(np.zeros((2, 1), np.float32))
@@ -225,6 +227,9 @@ def test_a_farm_that_leaves_is_not_reset_again():
         assert envs.step(np.zeros((2, 1), np.float32))[3].tolist() == [True, True]
         poll_until(lambda: ask_farm(address, "describe")["free"] == 1, 10, "the slot that is not wanted any more")
         poll_until(lambda: sorted(states(address)) == ["idle", "ready"], 10, "one reset")
+        with pytest.raises(FarmTimeout):
+            envs.step(np.zeros((2, 1), np.float32))
+        assert "could not be reset" not in caplog.text
 
 
 class Waiting(Recorder):
