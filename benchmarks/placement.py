@@ -5,7 +5,7 @@ python benchmarks/placement.py            # about 2 minutes; --cases few resets 
 `few`: FEW[i] episodes on two farms of 4 slots, 20 and 60 ms a step, once as `Farmer.vacant(episodes)` says and once
 in the order of the slots, the slow farm's first; beside the least time that any order can take.
 `resets`: 8 environments with a barrier, 20 ms a step, 200 ms a reset, episodes of 20 to 60 steps; beside gymnasium's
-AsyncVectorEnv, with 0, 1 and 2 slots ahead. The ideal is a step that never waits for a reset.
+AsyncVectorEnv, with 0, 1, 2 and 4 slots ahead. The ideal is a step that never waits for a reset.
 `begin`: how long after the end's arrival a slot's next first observation comes, where the caller is away for 100 ms
 after each `send`, beside the same with the reset sent when the caller is back, as it was before.
 """
@@ -34,7 +34,7 @@ from farmer import Farmer, make_vec
 ENV = "peer_farm:Episodes"
 FEW, LENGTH, EACH = (2, 3, 6, 12), 25, 4
 STEP, SLOW, RESET = 0.02, 0.06, 0.2  #: s
-ENVS, LEAST, MOST = 8, 20, 60
+ENVS, LEAST, MOST, AHEAD = 8, 20, 60, (0, 1, 2, 4)
 
 
 # Few episodes.
@@ -100,10 +100,11 @@ def resets(rounds: int, seconds: float, out: Path) -> str:
     """Milliseconds a batch of a barrier whose environments have slow resets."""
     settings = {"step": STEP, "reset": RESET, "least": LEAST, "most": MOST}
     found: dict[str, list[float]] = {}
-    with local_farm(ENV, 3 * ENVS + 3, out / "resets", kwargs=settings) as address:
+    slots = sum(ENVS + ahead for ahead in AHEAD)
+    with local_farm(ENV, slots, out / "resets", kwargs=settings) as address:
         faces: dict[str, Any] = {"AsyncVectorEnv": AsyncVectorEnv([lambda: Episodes(**settings)] * ENVS)}
-        for ahead in (0, 1, 2):
-            faces["make_vec, ahead=%d" % ahead] = make_vec(ENV, ENVS, [(address, 3 * ENVS + 3)], ahead=ahead)
+        for ahead in AHEAD:
+            faces["make_vec, ahead=%d" % ahead] = make_vec(ENV, ENVS, [(address, slots)], ahead=ahead)
         try:
             for envs in faces.values():
                 envs.reset(seed=0)

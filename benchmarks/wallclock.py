@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     """Prints the table; the exit code is 1 when a run did not get there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slots", type=int, nargs=2, default=[1, 16], metavar=("FEW", "MANY"))
-    parser.add_argument("--steps", type=int, default=2500, help="of the run with few slots; that with many has 3 times")
+    parser.add_argument("--steps", type=int, default=2000, help="of the run with few slots; that with many has 3 times")
     parser.add_argument("--sleep", type=float, default=0.05, help="seconds a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "wallclock", help="for the farms' logs")
