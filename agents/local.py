@@ -62,9 +62,9 @@ class LocalPool:
     def name_of(self, slot: int) -> str:
         return "local"
 
-    def vacant(self) -> list[int]:
+    def vacant(self, episodes: int | None = None) -> list[int]:
         waiting = {row[0] for row in self._rows}
-        return [slot for slot, runs in enumerate(self._episode) if not runs and slot not in waiting]
+        return [slot for slot, runs in enumerate(self._episode) if not runs and slot not in waiting][:episodes]
 
     def reset(self, slots: Sequence[int], seeds: Sequence[int | None] | None = None) -> None:
         for slot, seed in zip(slots, seeds or [None] * len(slots), strict=True):

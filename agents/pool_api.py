@@ -37,8 +37,11 @@ class Pool(Protocol):
     def name_of(self, slot: int) -> str:
         """The farm that a slot is on."""
 
-    def vacant(self) -> list[int]:
-        """Slots without an episode and with nothing under way."""
+    def vacant(self, episodes: int | None = None) -> list[int]:
+        """Slots without an episode and with nothing under way.
+
+        With `episodes`, the number that is still to be begun: those of them that should begin one now, in their order.
+        """
 
     def reset(self, slots: Sequence[int], seeds: Sequence[int | None] | None = None) -> None:
         """Begins an episode in each; the first observation comes by `recv`."""

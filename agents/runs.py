@@ -145,10 +145,14 @@ class Run:
                 self.agent.meters.waited(time.perf_counter() - began)
                 return batch
             except TimeoutError:
+                self._nothing_came()
                 if time.perf_counter() - said >= WAIT:
                     said = time.perf_counter()
                     log.warning("nothing came for %.0f s; %s", said - began, _in_words(self.pool.status()))
         return None
+
+    def _nothing_came(self) -> None:
+        """Called again and again while `_receive` waits."""
 
     def _process(self, batch: Any, i: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """A row's observation, reward, terminated, truncated and info as the processor leaves them.
@@ -369,7 +373,7 @@ class PoolRun(Run):
         return aborted
 
     def _turn(self) -> None:
-        """Start episodes, take who is ready, act for them, and learn while the environments step."""
+        """Start episodes, take who is ready, act for them, and learn while the environments step and are reset."""
         self._start_episodes()
         made: list[tuple[Episode, dict[str, Any]]] = []
         ready: list[Episode] = []
@@ -387,6 +391,7 @@ class PoolRun(Run):
         ready = [episode for episode in ready if self.running.get(episode.slot) is episode]  # not lost right afterwards
         self._observe(ready, made)
         self._send(ready)
+        self._start_episodes()  # of the slots whose episode has just ended: their reset does not wait for the learner
         metrics = self._learn(len(made))
         for episode, logs in made:
             self._tell(episode, logs, metrics)
@@ -405,10 +410,11 @@ class PoolRun(Run):
         return batches
 
     def _start_episodes(self) -> None:
-        slots = [slot for slot in self.pool.vacant() if slot not in self.running]
-        if self.nb_episodes is not None:
-            slots = slots[: self.nb_episodes - self.begun]
-        elif self.limits.nb_steps is not None:
+        left = None if self.nb_episodes is None else self.nb_episodes - self.begun
+        # Under `sync` nothing may depend on time, so not on speed either: the first slots get them.
+        vacant = self.pool.vacant() if left is None or self.in_step else self.pool.vacant(left)
+        slots = [slot for slot in vacant if slot not in self.running][:left]
+        if left is None and self.limits.nb_steps is not None:
             slots = slots[: max(0, self.limits.nb_steps - self.done_steps - self.under_way)]
         if slots:
             self.pool.reset(slots, self.agent.seeds(self.begun, len(slots)))
@@ -417,6 +423,10 @@ class PoolRun(Run):
             if self.limits.max_start_steps:
                 episode.start_steps = int(np.random.randint(self.limits.max_start_steps))
             self.agent.began(slot)
+
+    def _nothing_came(self) -> None:
+        if not self.in_step:  # a slot that was left out because others are faster gets its turn when those hang
+            self._start_episodes()
 
     def _row(self, batch: Any, i: int, made: list[Any], rows: list[tuple[int, int]]) -> Episode | None:
         """Takes one row in; returns the episode if it wants an action now."""

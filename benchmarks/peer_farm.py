@@ -45,6 +45,44 @@ class Sleeper(gymnasium.Env):
         return self.np_random.standard_normal(339, np.float32)
 
 
+class Slow(gymnasium.Wrapper):
+    """Any environment, `sleep` seconds slower a step."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], sleep: float):
+        super().__init__(env)
+        self.sleep = sleep
+
+    def step(self, action: Any) -> Any:
+        time.sleep(self.sleep)
+        return self.env.step(action)
+
+
+def slow_pendulum(sleep: float = 0.05) -> gymnasium.Env[Any, Any]:
+    """Pendulum-v1 as a slow simulator."""
+    return Slow(gymnasium.make("Pendulum-v1", disable_env_checker=True), sleep)
+
+
+class Episodes(gymnasium.Env):
+    """Sleeps `step` seconds a step and `reset` a reset; episodes of `least` to `most` steps; 339 floats out, 22 in."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (339,), np.float32)
+    action_space = gymnasium.spaces.Box(0.0, 1.0, (22,), np.float32)
+
+    def __init__(self, step: float, reset: float = 0.0, least: int = 50, most: int = 50):
+        self.step_s, self.reset_s, self.least, self.most = step, reset, least, most
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        time.sleep(self.reset_s)
+        self.left = int(self.np_random.integers(self.least, self.most + 1))
+        return np.zeros(339, np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        time.sleep(self.step_s)
+        self.left -= 1
+        return np.zeros(339, np.float32), 0.0, False, self.left <= 0, {}
+
+
 @contextlib.contextmanager
 def local_farm(
     env: str,

@@ -59,8 +59,17 @@ LOGNORMAL_GOALS = {"async": 4.5, "tianshou-half": 1.2}
 class Bench:
     """One run of some cases: what it was told, what it found."""
 
-    def __init__(self, rounds: int, seconds: float | None, slots: int | None, only: list[str], out: Path):
+    def __init__(
+        self,
+        rounds: int,
+        seconds: float | None,
+        slots: int | None,
+        only: list[str],
+        out: Path,
+        curve: Path | None = None,
+    ):
         """Args: as the command line's."""
+        self.curve = curve or out / "scaling.png"
         self.rounds, self.seconds, self.most, self.only, self.out = rounds, seconds, slots, only, out
         self.about: dict[str, set[str]] = {}  # versions; remote-gym has some of its own
         self.missing: dict[str, str] = {}
@@ -389,7 +398,7 @@ def scaling(bench: Bench) -> None:
     one = efficiency[sizes[0]]
     relative = {size: found / one for size, found in efficiency.items()}
     serial = serial_fraction(relative)
-    picture = bench.out / "scaling.png"
+    picture = bench.curve
     draw(relative, serial, picture)
     rows = [[size, "%.3f" % efficiency[size], "%.3f" % relative[size]] for size in sizes]
     text = "50 ms a step; Amdahl's serial fraction, fitted: %.4f %% (goal %s). Curve: %s\n\n" % (
@@ -450,8 +459,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--slots", type=int, help="no more than these, for a look")
     parser.add_argument("--peers", nargs="+", choices=LIBRARIES, default=[], help="these alone")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "throughput", help="for logs and the curve")
+    parser.add_argument("--curve", type=Path, help="of scaling, in place of scaling.png in that folder")
     args = parser.parse_args(argv)
-    bench = Bench(args.rounds, args.seconds, args.slots, args.peers, args.out)
+    bench = Bench(args.rounds, args.seconds, args.slots, args.peers, args.out, args.curve)
     for name in args.cases:
         CASES[name](bench)
         print(bench.texts[-1] + "\n", flush=True)

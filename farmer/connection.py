@@ -94,7 +94,7 @@ class Connection:
         return Connection(self.address, self._key, self._tunnel, limit)
 
     def describe(self) -> dict[str, Any]:
-        """Protocol, identity, slots, free slots, environments with their spaces."""
+        """Protocol, identity, slots, free slots, environments with their spaces, their seconds a step."""
         return self._call("describe")
 
     def acquire(self, env: str, count: int, lease: str | None = None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from wire.errors import BadSlot, EnvironmentFault, NothingSent
 
 
 class RemoteEnv(gymnasium.Env[Any, Any]):
-    """An environment that runs on a farm: the least loaded one of the list.
+    """An environment that runs on a farm: the fastest one of the list, of equally fast ones the largest.
 
     Observations, rewards and infos arrive just as the environment gave them.
     """

@@ -22,6 +22,7 @@ from wire.errors import BadSlot, EnvironmentFault, FarmTimeout, NothingSent
 
 TRIES = 3  #: failures in a row after which a reset that the caller asked for is given up
 NEWS = 30.0  #: s of waiting after which the log says what for
+AGAIN = 0.2  #: s between looks at whether a slow reset is worth leaving for an episode that waits in a slower place
 
 log = logging.getLogger("farmer")
 
@@ -76,17 +77,32 @@ class _Slot:
 
 
 class Episodes:
-    """All slots of one pool, each in an episode of its own. For one thread.
+    """The caller's slots of one pool, each in an episode of its own. For one thread.
 
     Under NEXT_STEP and SAME_STEP the next episode is begun when the end of the last one arrives, so it is reset while
-    the caller learns and the other slots step.
+    the caller learns and the other slots step. With `ahead`, the pool has more places than the caller has slots, and in
+    those a next episode waits already reset: a slot whose episode ends goes on there, and the place that it had is
+    reset for a later one.
     """
 
-    def __init__(self, pool: Farmer, count: int, mode: AutoresetMode, max_steps: int | None = None):
+    def __init__(self, pool: Farmer, count: int, mode: AutoresetMode, max_steps: int | None = None, ahead: int = 0):
+        """Takes a pool that nobody else uses.
+
+        Args:
+            pool: with `count` + `ahead` slots, called places here.
+            count: the caller's slots.
+            mode: when an episode begins that follows another one.
+            max_steps: a time limit of this side's.
+            ahead: episodes that are begun ahead of time; 0 under DISABLED, where none begins by itself.
+        """
         self.mode = mode
         self._max_steps = max_steps
         self._pool = pool
-        self._slots = [_Slot() for _ in range(count)]
+        pool.follow = mode is not AutoresetMode.DISABLED
+        self._count = count
+        self._slots = [_Slot() for _ in range(count + ahead)]  # from `count` on those that are nobody's yet
+        self._at = list(range(count + ahead))  # each slot's place in the pool
+        self._who = list(range(count + ahead))  # and back
         self._asked: set[int] = set()
         self._ready: dict[int, None] = {}  # an ordered set: slots whose result can be given
         self._wanted: set[int] = set()  # slots whose order waits until they are vacant
@@ -115,8 +131,11 @@ class Episodes:
                 continue  # this very reset was begun ahead of time
             state.first, state.order = None, wanted
             anew.append(slot)
-        self._pool.abandon(anew)
+        self._pool.abandon([self._at[slot] for slot in anew])
         self._wanted.update(anew)
+        for slot in range(self._count, len(self._slots)):
+            if self._slots[slot].order is None:
+                self._order_next(slot)
         due = [self._slots[slot] for slot in slots]
         if not self._wait(lambda: sum(state.first is None for state in due), timeout, slots):
             raise self._late([slot for slot in slots if self._slots[slot].first is None], timeout)
@@ -143,7 +162,7 @@ class Episodes:
             raise BadSlot("a slot is named twice in %s" % list(slots))
         if going:
             send = self._pool.hand_over if soon else self._pool.send
-            send([action for action, _ in going], [slot for _, slot in going])
+            send([action for action, _ in going], [self._at[slot] for _, slot in going])
         for slot in slots:
             self._slots[slot].asked = True
             self._asked.add(slot)
@@ -179,8 +198,8 @@ class Episodes:
     # What the caller has and what he is due.
 
     def _state(self, slot: int) -> _Slot:
-        if not 0 <= slot < len(self._slots):
-            raise BadSlot("slot %r: there are slots 0 to %d" % (slot, len(self._slots) - 1))
+        if not 0 <= slot < self._count:
+            raise BadSlot("slot %r: there are slots 0 to %d" % (slot, self._count - 1))
         return self._slots[slot]
 
     def _check_turn(self, slot: int, state: _Slot) -> None:
@@ -244,19 +263,21 @@ class Episodes:
         deadline = None if timeout is None else began + timeout
         told = False
         while True:
+            again = self._offer()
             self._begin_wanted()
             count = missing()
             if count <= 0:
                 return True
             self._give_up(strict)
             left = NEWS if deadline is None else min(NEWS, deadline - time.monotonic())
+            left = min(left, AGAIN) if again else left
             if left <= 0:
                 return False
             for row in self._rows(count, left):
                 self._take(row)
             if not told and time.monotonic() - began >= NEWS:
                 told = True
-                log.warning("waiting for slots since %d s\n%s", NEWS, self._reasons(range(len(self._slots))))
+                log.warning("waiting for slots since %d s\n%s", NEWS, self._reasons(range(self._count)))
 
     def _rows(self, count: int, left: float) -> list[Row]:
         try:
@@ -266,11 +287,12 @@ class Episodes:
         except FarmTimeout:
             return []
         if not rows:  # nothing is under way: the farm of a wanted slot is away, or a failed reset waits for its time
-            self._pool.wait_vacant(self._wanted, left)
+            self._pool.wait_vacant({self._at[slot] for slot in self._wanted}, left)
         return rows
 
     def _take(self, row: Row) -> None:
-        state = self._slots[row.slot]
+        slot = self._who[row.slot]
+        state = self._slots[slot]
         order = state.order
         if row.first:
             assert order is not None
@@ -280,32 +302,73 @@ class Episodes:
             if order.under_way:
                 order.failures += 1
                 order.why = row.info["lost"]
-                log.info("slot %d could not be reset, and is tried again: %s", row.slot, order.why)
+                log.info("slot %d could not be reset, and is tried again: %s", slot, order.why)
             state.first, order.under_way = None, False
-            self._wanted.add(row.slot)
+            self._wanted.add(slot)
         else:
-            self._count(state, row)
+            self._limit(state, row)
             state.answers.append(row)
             if (row.terminated or row.truncated) and self.mode is not AutoresetMode.DISABLED:
-                state.order = _Order()
-                self._wanted.add(row.slot)
-        self._settle(row.slot)
+                self._order_next(slot, row.followed)
+        self._settle(slot)
 
-    def _count(self, state: _Slot, row: Row) -> None:
+    def _limit(self, state: _Slot, row: Row) -> None:
         state.steps += not row.lost
         if self._max_steps is not None and state.steps >= self._max_steps and not row.truncated:
             row.truncated = True
-            self._pool.abandon([row.slot])
+            if not row.terminated:  # else it is over there, too, and the next one may be under way
+                self._pool.abandon([row.slot])
+
+    def _order_next(self, slot: int, under_way: bool = False) -> None:
+        self._slots[slot].order = _Order(under_way=under_way)
+        if not under_way:
+            self._wanted.add(slot)
+
+    # Episodes that are begun ahead of time.
+
+    def _go_on_ahead(self, slot: int) -> None:
+        """The slot goes on where an episode waits already reset, if there is such a place and it is worth it."""
+        ready = [
+            other
+            for other in range(self._count, len(self._slots))
+            if self._slots[other].first is not None and self._pool.is_worth(self._at[slot], self._at[other])
+        ]
+        if ready:
+            self._change_places(slot, min(ready, key=lambda other: (self._pool.pace(self._at[other]) or 0.0, other)))
+
+    def _offer(self) -> bool:
+        """Who waits for a reset goes on with an episode that is ready; whether some are left that were not worth it."""
+        if not any(state.first is not None for state in self._slots[self._count :]):
+            return False
+        waiting = False
+        for slot in range(self._count):
+            state = self._slots[slot]
+            if state.begun and state.order is not None and state.order.plain and state.first is None:
+                self._go_on_ahead(slot)
+                self._settle(slot)
+                waiting = waiting or state.first is None
+        return waiting
+
+    def _change_places(self, slot: int, ahead: int) -> None:
+        one, other = self._slots[slot], self._slots[ahead]
+        self._at[slot], self._at[ahead] = self._at[ahead], self._at[slot]
+        self._who[self._at[slot]], self._who[self._at[ahead]] = slot, ahead
+        one.order, other.order = other.order, one.order
+        one.first, other.first = other.first, one.first
+        one.steps = 0
+        if slot in self._wanted:
+            self._wanted.remove(slot)
+            self._wanted.add(ahead)
 
     def _begin_wanted(self) -> None:
         if not self._wanted:
             return
-        there = sorted(self._wanted.intersection(self._pool.vacant()))
+        there = sorted(self._wanted.intersection(self._who[place] for place in self._pool.vacant()))
         while there:
             options = self._order(there[0]).options
             # The same object, not an equal one: options may hold arrays, whose comparison has no truth value.
             alike = [slot for slot in there if self._order(slot).options is options]
-            self._pool.reset(alike, [self._order(slot).seed for slot in alike], options)
+            self._pool.reset([self._at[slot] for slot in alike], [self._order(slot).seed for slot in alike], options)
             for slot in alike:
                 self._order(slot).under_way = True
             self._wanted.difference_update(alike)
@@ -323,7 +386,7 @@ class Episodes:
                 self._wanted.discard(slot)
                 raise EnvironmentFault(
                     "slot %d on %s could not be reset, %d times in a row\n  the last time: %s"
-                    % (slot, self._pool.name_of(slot), order.failures, order.why)
+                    % (slot, self._pool.name_of(self._at[slot]), order.failures, order.why)
                 )
 
     def _late(self, slots: Sequence[int], timeout: float | None) -> FarmTimeout:
@@ -337,7 +400,7 @@ class Episodes:
         troubles = {farm["farm"]: farm["trouble"] for farm in self._pool.status()["farms"]}
         lines = []
         for slot in slots:
-            state, farm = self._slots[slot], self._pool.name_of(slot)
+            state, farm = self._slots[slot], self._pool.name_of(self._at[slot])
             if state.first is not None or (state.order is None and (not state.asked or state.answers)):
                 continue
             doing = "its step is under way"

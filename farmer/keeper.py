@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -194,7 +195,8 @@ class Keeper:
             there = [farm for farm in staying if farm.courier is not None or farm.trouble is None]
             for farm in staying:
                 farm.wanted = 0
-            shares = balance.share([farm.address.slots for farm in there], self._slots)
+            capacities = [farm.address.slots for farm in there]
+            shares = balance.share(capacities, self._slots, [farm.pace for farm in there])
             for farm, count in zip(there, shares, strict=True):
                 farm.wanted = count
 
@@ -240,7 +242,8 @@ class Keeper:
             for farm in self.farms:
                 farm.wanted = farm.address.slots
         else:
-            for farm, count in zip(free, balance.share(list(free.values()), self._slots), strict=True):
+            shares = balance.share(list(free.values()), self._slots, [farm.pace for farm in free])
+            for farm, count in zip(free, shares, strict=True):
                 farm.wanted = count
         for farm in [farm for farm, count in free.items() if farm.wanted and not count]:
             with contextlib.closing(lines.pop(farm)) as line:
@@ -257,7 +260,9 @@ class Keeper:
     def _connect(self, farm: Farm, limit: float | None = None) -> Connection:
         if farm.address.ssh is not None and farm.tunnel is None:
             farm.tunnel = Tunnel(farm.address)
-        return Connection(farm.address, self._key, farm.tunnel, limit)
+        line = Connection(farm.address, self._key, farm.tunnel, limit)
+        farm.told_s = _pace_in(line.about, self.env)
+        return line
 
     # The thread.
 
@@ -531,6 +536,15 @@ def _affordable(farm: Farm, about: dict[str, Any], held: int) -> tuple[int, str 
     if not count:
         raise NoFreeSlot(few)
     return count, few
+
+
+def _pace_in(about: dict[str, Any], env: str) -> float | None:
+    """Seconds a step as a farm tells them, None where it has not seen any."""
+    try:
+        pace = float(about["paces"][env])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return pace if 0 < pace < math.inf else None
 
 
 def _end_tunnel(farm: Farm) -> None:

@@ -6,11 +6,13 @@ sent == sum of all buckets + under way.
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from farmer.balance import Pace
 from farmer.courier import Courier
 from farmer.farmlist import FarmAddress
 from farmer.tunnel import Tunnel
@@ -37,6 +39,9 @@ class Place:
     last_obs: Any = None
     not_before: float = 0.0  # by time.monotonic: when it may be reset again
     failed_resets: int = 0  # in a row
+    steps: int = 0  # of the episode that runs
+    step_s: Pace = field(default_factory=Pace)  # s from a step's sending to its result's arrival
+    reset_s: Pace = field(default_factory=Pace)  # the same of a reset
     counts: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -72,11 +77,18 @@ class Farm:
     dropped: int = 0  # replies that nobody asked for any more; they are no steps
     errand: Any = None  # the thread that sees to it now
     tunnel: Tunnel | None = None  # the way there, of an ssh:// address
+    told_s: float | None = None  # s a step, as the farm itself has seen it with any host
 
     @property
     def key(self) -> FarmAddress:
         """Which farm it is, however many of its slots are wanted."""
         return key_of(self.address)
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds a step, from here where some were made, else as the farm told; None: nobody knows."""
+        seen = [mean for place in self.places if (mean := place.step_s.mean) is not None]
+        return statistics.median(seen) if seen else self.told_s
 
     def ledger(self) -> dict[str, int]:
         """What became of the steps that were sent to it."""

@@ -23,11 +23,14 @@ import numpy as np
 from farmer.arguments import check_seeds, check_whole
 from farmer.courier import Courier, Reply
 from farmer.keeper import Keeper
+from farmer.placement import Placement
 from farmer.places import LOST_BUCKETS, Farm, Place, total
 from farmer.spaces import why_unsound
 from wire import auth, codec, protocol
 from wire.errors import BadAction, BadSlot, FarmerClosed, FarmTimeout, NothingSent
 
+#: The reset that follows an episode by itself; the environment chooses its seed.
+NEXT = codec.encode({"seed": None, "options": None})
 #: s before a slot whose reset failed twice running is vacant again, so that a broken one does not keep the host busy
 RESET_RETRY = 1.0
 
@@ -80,6 +83,7 @@ class Row:
     info: dict[str, Any] = field(default_factory=dict)
     env_s: float = 0.0
     trip_s: float = 0.0
+    followed: bool = False  # the reset of the slot's next episode is on its way already
 
 
 class Farmer:
@@ -87,6 +91,10 @@ class Farmer:
 
     Verbs of the pool are for one thread; replies are collected by threads of the couriers meanwhile. After `close` each
     raises FarmerClosed; `status` still tells the ledger.
+
+    Attributes:
+        follow: whether an episode that ends is followed by a reset at once, when its last result arrives and without
+            the caller; the environment chooses its seed. For `collect`, whose rows tell it.
     """
 
     def __init__(
@@ -102,7 +110,8 @@ class Farmer:
         Args:
             env: a name from the farms' catalogs.
             farmlist: path of a farmlist.py, whose edits are followed, or pairs of (address, slots).
-            slots: how many environments in all, dealt in proportion to the farms' slots; None takes all of the list.
+            slots: how many environments in all, on the fastest farms as far as they have told, and on equally fast ones
+                in proportion to their slots; None takes all of the list.
             seed: of the episodes' seeds; None draws other ones each time. `reset` can be given seeds of its own.
             key_file: the key of these farms; None takes FARM_KEY, or no key where that is not set either.
 
@@ -125,6 +134,9 @@ class Farmer:
         self._arrived = threading.Condition(self._lock)
         self._rows: deque[Row] = deque()
         self._closed = False
+        self.follow = False
+        self._ended: list[Row] = []  # with `follow`: results that ended an episode, among those just taken
+        self._placement = Placement()
         key = auth.find_key(key_file)
         self._keeper = Keeper(env, farmlist, slots, key, self._arrived, self._on_replies, self._on_left)
         self._places, self._farms = self._keeper.places, self._keeper.farms
@@ -156,11 +168,29 @@ class Farmer:
         """The farm a slot is on, as host:port."""
         return str(self._place(slot).farm.address)
 
-    def vacant(self) -> list[int]:
-        """Slots without an episode and with nothing under way: new, finished, or replaced after a loss."""
+    def vacant(self, episodes: int | None = None) -> list[int]:
+        """Slots without an episode and with nothing under way: new, finished, or replaced after a loss.
+
+        Args:
+            episodes: how many are still to be begun, where that is known. Then only the slots that should begin one now
+                are given, the fastest first: a slot that is so slow that the others will have played all of them before
+                it ends its one stays vacant.
+        """
         with self._lock:
             self._check_open()
-            return self._vacant()
+            vacant = self._vacant()
+            if episodes is None:
+                return vacant
+            return self._placement.chosen(self._places, vacant, episodes, time.perf_counter())
+
+    def pace(self, slot: int) -> float | None:
+        """Seconds from a step's sending to its result's arrival, lately; None before the first."""
+        return self._place(slot).step_s.mean
+
+    def is_worth(self, slot: int, other: int) -> bool:
+        """Whether an episode that waits in `other`, already reset, is better than waiting for the reset of `slot`."""
+        with self._lock:
+            return self._placement.is_worth(self._place(slot), self._place(other), time.perf_counter())
 
     def reset(self, slots: Sequence[int], seeds: Sequence[int | None] | None = None, options: Any = None) -> None:
         """Begins an episode in each slot; its first observation comes by `recv` with `first`.
@@ -302,6 +332,8 @@ class Farmer:
             gone = {place.slot for place in places}
             self._rows = deque(row for row in self._rows if row.slot not in gone)
             for place in places:
+                if place.episode and slots is not None:  # the caller's own end of one
+                    self._placement.ended(place)
                 place.episode = False
                 place.abandoned = place.sent is not None
                 self._keeper.shed(place.farm)
@@ -312,8 +344,9 @@ class Farmer:
         Returns:
             "env", "slots", "busy", "farmlist" (what is wrong with its last edit, else None), "ledger" (of all farms,
             those among them that have left) and "farms": for each "farm", "connected", "leaving", "slots", "wanted",
-            "busy", "trouble", "ledger", "dropped" (late replies that nobody asked for any more; no steps) and
-            "places": "slot", "far" (its number on the farm, None while it has none), "busy" and "ledger" of each.
+            "busy", "trouble", "step_s" (seconds a step, the way included; None: not known), "ledger", "dropped" (late
+            replies that nobody asked for any more; no steps) and "places": "slot", "far" (its number on the farm, None
+            while it has none), "busy", "step_s" and "ledger" of each.
         """
         with self._lock:
             farms = [_status_of(farm) for farm in self._farms]
@@ -427,7 +460,16 @@ class Farmer:
                     continue
                 value, why, bucket = self._read(place.sent, kind, body)
                 self._finish(place, kind, value, why, bucket, now - place.sent_at)
+            if self._ended:
+                self._follow()
             self._arrived.notify_all()
+
+    def _follow(self) -> None:
+        """Begins the next episodes of those that have just ended, but where the slot was let go of."""
+        rows, self._ended = [row for row in self._ended if self._places[row.slot].here], []
+        for row in rows:
+            row.followed = True
+        self._dispatch([row.slot for row in rows], protocol.RESET, [NEXT] * len(rows))
 
     def _read(self, sent: int, kind: int, body: bytes) -> tuple[Any, str | None, str]:
         """What a reply says: its value, why there is none, and the ledger's bucket."""
@@ -489,13 +531,20 @@ class Farmer:
             self._rows.append(self._lost_row(place, why))
         elif kind == protocol.OBSERVATION:
             obs, info, env_s = value
-            place.episode, place.last_obs, place.failed_resets = True, obs, 0
+            place.episode, place.last_obs, place.failed_resets, place.steps = True, obs, 0, 0
+            place.reset_s.add(trip_s)
             self._rows.append(Row(place.slot, obs, first=True, info=info, env_s=env_s, trip_s=trip_s))
         else:
             obs, reward, terminated, truncated, info, env_s = value
             place.episode, place.last_obs = not (terminated or truncated), obs
             row = Row(place.slot, obs, reward, terminated, truncated, info=info, env_s=env_s, trip_s=trip_s)
             self._rows.append(row)
+            place.steps += 1
+            place.step_s.add(trip_s)
+            if not place.episode:
+                self._placement.ended(place)
+                if self.follow:
+                    self._ended.append(row)
         if not place.episode:
             self._keeper.shed(place.farm)
 
@@ -557,6 +606,7 @@ def _status_of(farm: Farm) -> dict[str, Any]:
             "slot": place.slot,
             "far": place.far if place.here else None,
             "busy": place.sent is not None,
+            "step_s": place.step_s.mean,
             "ledger": place.ledger(),
         }
         for place in farm.places
@@ -569,6 +619,7 @@ def _status_of(farm: Farm) -> dict[str, Any]:
         "wanted": farm.wanted,
         "busy": sum(place.sent is not None for place in farm.by_far.values()),
         "trouble": farm.trouble,
+        "step_s": farm.pace,
         "ledger": farm.ledger(),
         "dropped": farm.dropped,
         "places": places,

@@ -35,9 +35,11 @@ class FarmVecEnv(VecEnv):
         farmlist: str | os.PathLike[str] | Iterable[Any] = "farmlist.py",
         timeout: float | None = TIMEOUT,
         key_file: str | os.PathLike[str] | None = None,
+        ahead: int = 0,
     ):
         """Leases the slots; arguments and errors of `FarmVectorEnv`."""
-        self.farm = FarmVectorEnv(env, num_envs, farmlist, AutoresetMode.SAME_STEP, timeout, key_file=key_file)
+        mode = AutoresetMode.SAME_STEP
+        self.farm = FarmVectorEnv(env, num_envs, farmlist, mode, timeout, key_file=key_file, ahead=ahead)
         super().__init__(self.farm.num_envs, self.farm.single_observation_space, self.farm.single_action_space)
 
     def reset(self) -> VecEnvObs:

@@ -51,11 +51,12 @@ def make_vec(
     timeout: float | None = TIMEOUT,
     max_episode_steps: int | None = None,
     key_file: str | os.PathLike[str] | None = None,
+    ahead: int = 0,
     **unknown: NoReturn,
 ) -> FarmVectorEnv:
     """Leases slots of the farms as one vector environment; arguments and errors of `FarmVectorEnv`."""
     refuse_unknown("make_vec", unknown)
-    return FarmVectorEnv(env, num_envs, farmlist, autoreset_mode, timeout, max_episode_steps, key_file)
+    return FarmVectorEnv(env, num_envs, farmlist, autoreset_mode, timeout, max_episode_steps, key_file, ahead)
 
 
 class FarmVectorEnv(VectorEnv[Any, Any, np.ndarray]):
@@ -80,22 +81,26 @@ class FarmVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         timeout: float | None = TIMEOUT,
         max_episode_steps: int | None = None,
         key_file: str | os.PathLike[str] | None = None,
+        ahead: int = 0,
     ):
         """Leases the slots.
 
         Args:
             env: a name from the farms' catalogs.
-            num_envs: how many, dealt in proportion to the farms' slots; None takes all of the list that are free.
+            num_envs: how many, on the fastest farms as far as they have told, and on equally fast ones in proportion to
+                their slots; None takes all of the list that are free.
             farmlist: path of a farmlist.py, or pairs of (address, slots).
             autoreset_mode: when an episode begins that follows another one; also "NextStep", "SameStep", "Disabled".
             timeout: seconds that one reset or step may take, and a farm be away; None is for ever.
             max_episode_steps: a time limit of this side's, beside the environment's own.
             key_file: the farms' key, as for `Farmer`.
+            ahead: slots more, in which next episodes wait already reset, so that an end costs no reset; with the price
+                that which environment a row goes on in depends on time. 0 under DISABLED.
 
         Raises:
             FarmlistError, FarmUnreachable, FarmRefused: as `Farmer`.
             NoFreeSlot: fewer slots are free than were asked for.
-            ValueError, TypeError: a number of environments or steps that is no whole number from 1.
+            ValueError, TypeError: a number of environments, steps or slots that makes no sense.
         """
         self.closed = True  # until there is something to close: gymnasium before 1.3 closes what failed in here, too
         self.autoreset_mode = AutoresetMode(autoreset_mode)
@@ -103,10 +108,14 @@ class FarmVectorEnv(VectorEnv[Any, Any, np.ndarray]):
             check_whole("num_envs", num_envs, 1, "or None for all that are free")
         if max_episode_steps is not None:
             check_whole("max_episode_steps", max_episode_steps, 1, "or None for no limit of this side's")
+        check_whole("ahead", ahead, 0)
+        if ahead and self.autoreset_mode is AutoresetMode.DISABLED:
+            raise ValueError("ahead=%d: under DISABLED no episode begins by itself, so none can wait" % ahead)
         source = farmlist if isinstance(farmlist, (str, os.PathLike)) else list(farmlist)
-        self._pool = Farmer(env, source, slots=num_envs, key_file=key_file)
+        slots = None if num_envs is None else num_envs + ahead
+        self._pool = Farmer(env, source, slots=slots, key_file=key_file)
         try:
-            self._describe(num_envs)
+            self._describe(slots, ahead)
         except BaseException:
             self._pool.close()
             raise
@@ -114,18 +123,22 @@ class FarmVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         self.timeout = timeout
         self.spec = spec_of(env, farmlist=source, num_envs=self.num_envs, autoreset_mode=self.autoreset_mode.value)
         self.spec.max_episode_steps = max_episode_steps
-        self.episodes = Episodes(self._pool, self.num_envs, self.autoreset_mode, max_episode_steps)
+        if ahead:
+            self.spec.kwargs["ahead"] = ahead
+        self.episodes = Episodes(self._pool, self.num_envs, self.autoreset_mode, max_episode_steps, ahead)
         # As gymnasium promises: also who forgets `close` gives the slots back, at the latest when Python ends.
         self._closing = weakref.finalize(self, self._pool.close)
         self.closed = False
 
-    def _describe(self, num_envs: int | None) -> None:
+    def _describe(self, slots: int | None, ahead: int) -> None:
         there = self._pool.nb_slots
-        if num_envs is not None and there < num_envs:
+        if there < (ahead + 1 if slots is None else slots):
+            asked = "%d slots ahead" % ahead if slots is None else "%d slots" % slots
             raise NoFreeSlot(
-                "%d slots were asked for, and %d are free on the farms that answered\n"
-                "  now: want %d, or wait until other hosts leave: %s" % (num_envs, there, there, self._pool.status())
+                "%s were asked for, and %d are free on the farms that answered\n"
+                "  now: want fewer, or wait until other hosts leave: %s" % (asked, there, self._pool.status())
             )
+        there -= ahead
         observation, action = self._pool.observation_space, self._pool.action_space
         if observation is None or action is None:
             raise FarmError("%s has no observation_space or no action_space; a VectorEnv needs both" % self._pool.env)

@@ -145,15 +145,19 @@ class TimeLimit:
 
     def saw(self, seconds: float) -> None:
         """One took so long. One that was broken off counts with its limit, so that a limit too short grows."""
+        self._times.add(seconds)
         if self.given:
             return
-        self._times.add(seconds)
         self._longest = max(self._longest, seconds)
         self._seen += 1
         if self._seen < self._enough:
             self.seconds = max(UNKNOWN, FACTOR * self._longest)
         elif self._seen == self._enough or self._seen % self.EVERY == 0:
             self.seconds = max(FLOOR, FACTOR * self._times.quantile(0.99))
+
+    def typical(self) -> float | None:
+        """The median of what was seen, None before anything was."""
+        return self._times.quantile(0.5) if self._times.total else None
 
     def origin(self) -> str:
         """Where the limit comes from, in words."""

@@ -62,7 +62,7 @@ class FarmService:
 
     @_answer
     def describe(self) -> dict[str, Any]:
-        """Protocol version, identity, slots, free slots and the environments with their spaces."""
+        """Protocol version, identity, slots, free slots, the environments with their spaces, and how fast they step."""
         about = {"protocol": protocol.VERSION, "farm": self._id, "name": socket.gethostname()}
         return dict(self._supervisor.describe(), python=platform.python_version(), **about)
 

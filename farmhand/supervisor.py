@@ -280,10 +280,11 @@ class Supervisor:
     # What a host may ask for. Any thread.
 
     def describe(self) -> dict[str, Any]:
-        """What this farm offers and how much of it is free."""
+        """What this farm offers, how much of it is free, and each environment's seconds a step, None where unknown."""
         with self._lock:
             free = sum(self._is_free(slot) for slot in self.slots)
-            return {"slots": len(self.slots), "free": free, "envs": dict(self.ready)}
+            paces = {name: limit.typical() for name, limit in self._step_limit.items()}
+            return {"slots": len(self.slots), "free": free, "envs": dict(self.ready), "paces": paces}
 
     def acquire(
         self,

@@ -438,3 +438,24 @@ class LicenceEnv(SlowEnv):
             if len(lines.readlines()) >= licences:
                 raise ValueError("no licence is left")
             lines.write("taken\n")
+
+
+class EndingEnv(CountingEnv):
+    """Terminates where others are truncated."""
+
+    def step(self, action):
+        observation, reward, _, over, info = CountingEnv.step(self, action)
+        return observation, reward, over, False, info
+
+
+class GatedEnv(CountingEnv):
+    """Its first reset is free; each later one waits for the file `gate`, or for `gate` with its process id behind."""
+
+    def __init__(self, gate, length=3):
+        CountingEnv.__init__(self, length)
+        self.gates = [gate, "%s-%d" % (gate, os.getpid())]
+
+    def reset(self, seed=None, options=None):
+        while self.episode and not any(os.path.exists(gate) for gate in self.gates):
+            time.sleep(0.01)
+        return CountingEnv.reset(self, seed, options)

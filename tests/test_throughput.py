@@ -144,6 +144,7 @@ def test_each_other_case_runs_in_short(case, tmp_path, capfd):
         assert table_of(said)[1] == ["results discarded", "0", "<= 0: met"]
     if case == "scaling":
         assert (tmp_path / "scaling.png").read_bytes()[:4] == b"\x89PNG"
+        assert str(tmp_path / "scaling.png") in said
 
 
 @pytest.mark.slow
