@@ -1,12 +1,18 @@
 """What became of every slot-second of a run: a farmer that keeps accounts, for `faults.py soak`.
 
-pool = Accounts.farmer(env, farms); pool.accounts.begin("harm"); ...; pool.accounts.lost("harm", "calm")
+accounts = Accounts()
+with Watched(accounts, env, farms) as pool:
+    accounts.begin("calm")
+    ...
+    accounts.begin("harm")
+accounts.missing("harm", "calm")["hang"]        # slot-seconds
 
 A slot is always at one of these, and each second of it is put down under that one:
 
     work       in the environment's step
     slow       of that, what a step took longer than any honest one
     way        between the host and the environment: the wire, the farm, the pipes; of steps that were answered
+    stall      of that, what an answer took longer than STALL: its connection was replaced, or the machine out of breath
     reset      in the environment's reset
     start      the rest of a reset that was answered: the way, and the wait for a worker that stands
     hang       a command that was told as timed out
@@ -28,9 +34,10 @@ from typing import Any
 from farmer import Farmer
 from wire import protocol
 
-KINDS = ("work", "slow", "way", "reset", "start", "hang", "crash", "invalid", "wire", "farm", "again", "host")
+KINDS = ("work", "slow", "way", "stall", "reset", "start", "hang", "crash", "invalid", "wire", "farm", "again", "host")
 #: What only a fault takes. The others are there without any, and grow with whatever else the machine does.
 BY_FAULTS = ("slow", "reset", "start", "hang", "crash", "invalid", "wire", "farm", "again")
+STALL = 0.25  #: s
 _BUCKETS = {"timed out": "hang", "crashed": "crash", "invalid": "invalid", "lost with its farm": "wire"}
 
 
@@ -73,7 +80,9 @@ class Accounts:
                 self._put("work", self._honest)
             else:
                 self._put("work" if is_step else "reset", inside)
-            self._since[slot] = (kind, since + inside)
+            stalled = max(0.0, now - since - inside - STALL) if is_step else 0.0
+            self._put("stall", stalled)
+            self._since[slot] = (kind, since + inside + stalled)
             self._spend(slot, kind, "host", now)
             if is_step and self._span is not None:
                 self.steps[self._span] += 1

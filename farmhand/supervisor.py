@@ -72,11 +72,6 @@ class _Bell:
             os.close(fd)
         self.fd = self._in = -1
 
-    def __del__(self) -> None:
-        # A lease's bell may be rung and waited for to the last: it goes with whoever had the lease in hand.
-        if self.fd >= 0:
-            self.close()
-
 
 class Caller(Protocol):
     """A connection, as far as a lease has to do with it."""
@@ -101,6 +96,8 @@ class Lease:
     #: The connections that its host calls by: the one that waits here for replies, and the one that only brings
     #: commands. A third one replaces one of them.
     callers: dict[str, Caller] = field(default_factory=dict)
+    waiting: int = 0  # calls that are in `exchange` now
+    over: bool = False
     pipes: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     bell: _Bell = field(default_factory=lambda: _Bell())
 
@@ -122,6 +119,12 @@ class Lease:
         self.callers[role] = caller
         if before is not None and before is not caller:
             before.hang_up()
+
+    def close(self) -> None:
+        """Gives its descriptors back, once it is over and no call waits by them: not when the collector comes by."""
+        if self.over and not self.waiting:
+            self.pipes.close()
+            self.bell.close()
 
     def hang_up(self) -> None:
         """Ends its host's connections."""
@@ -318,14 +321,14 @@ class Supervisor:
         with self._lock:
             wanted = self.slots if numbers is None else [self.slots[n] for n in numbers]
             free = sorted((s for s in wanted if self._is_free(s)), key=lambda s: (s.env != env, s.number))
-            lease = Lease(secrets.token_hex(16), env, [], time.monotonic(), expires)
-            if token is not None:
-                lease = self._lease(token)
-                count = max(0, count - len(lease.slots))
+            known = None if token is None else self._lease(token)
+            if known is not None:
+                count = max(0, count - len(known.slots))
             if count > len(free) or count < (token is None):
                 raise NoFreeSlot(
                     "%d slots were asked for; this farm has %d and %d are free" % (count, len(self.slots), len(free))
                 )
+            lease = known or Lease(secrets.token_hex(16), env, [], time.monotonic(), expires)
             lease.slots += [slot.number for slot in free[:count]]
             self._leases[lease.token] = lease
             for slot in free[:count]:
@@ -392,6 +395,16 @@ class Supervisor:
                 if number not in lease.slots:
                     raise LeaseLost("slot %r is not in this lease" % (number,))
                 self._command(lease, self.slots[number], kind, seq, body)
+            lease.waiting += 1
+        try:
+            return self._replies(lease, wait, together, line)
+        finally:
+            with self._lock:
+                lease.waiting -= 1
+                lease.close()
+
+    def _replies(self, lease: Lease, wait: float, together: int, line: int) -> list[list[Any]]:
+        """What is in for a lease, as `exchange` says; without the lock."""
         deadline = time.monotonic() + min(wait, LONGEST_WAIT)
         lingering = False
         pause = 0.0 if lease.outbox else max(0.0, deadline - time.monotonic())
@@ -406,7 +419,7 @@ class Supervisor:
                             lease.bell.hush()
                     else:
                         self._attend(*key.data)
-                self._lease(token, is_call=False)
+                self._lease(lease.token, is_call=False)
                 if lease.line != line:
                     lease.bell.ring()  # this call may have read what the one on the new connection waits for
                     return []
@@ -553,6 +566,8 @@ class Supervisor:
         del self._leases[lease.token]
         self._free_slots(lease.slots, reason)
         lease.bell.ring()
+        lease.over = True
+        lease.close()
 
     def _free_slots(self, numbers: list[int], reason: str) -> None:
         for number in numbers:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 
 import psutil
 import pytest
@@ -21,6 +22,7 @@ from farmer import Farmer
 BENCHMARKS = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
+from fault_account import Accounts, Watched  # noqa: E402
 from history import (  # noqa: E402
     BEGUN,
     DONE,
@@ -382,6 +384,93 @@ def test_a_held_proxy_lets_nothing_through_until_it_may(echo):
         assert exchanged(proxy, b", and after") == b"held, and after"
 
 
+def test_a_calm_proxy_harms_what_is_ordered_and_no_more(echo):
+    with ProxyHere(echo, "flip") as proxy:
+        proxy.say("calm")
+        assert exchanged(proxy, b"before") == b"before"
+        proxy.say("fault")
+        proxy.counts()  # it has obeyed
+        assert exchanged(proxy, b"harmed") != b"harmed"
+        assert exchanged(proxy, b"after") == b"after"
+        assert proxy.counts()["flip"] == 1
+
+
+# What became of a slot's time.
+
+
+def test_every_second_of_a_slot_is_under_the_kind_of_what_it_was_at():
+    accounts = Accounts(slow=0.1, honest=0.02)
+    began = time.perf_counter()
+    accounts.begin("harm")
+    for what, env_s, bucket in (
+        ("reset", 0.0, None),
+        ("step", 0.01, None),
+        ("step", 0.2, None),
+        ("step", 0.0, "timed out"),
+        ("reset", 0.0, "lost with its farm"),
+        ("reset", 0.01, None),
+    ):
+        accounts.sent([0], what == "step")
+        time.sleep(env_s + 0.02)
+        if bucket is None:
+            accounts.answered(0, what == "step", env_s)
+        else:
+            accounts.lost(0, bucket)
+        time.sleep(0.01)
+    accounts.left(0)
+    time.sleep(0.03)
+    accounts.begin(None)
+    took = time.perf_counter() - began
+    spent = accounts.seconds["harm"]
+    assert sum(spent.values()) == pytest.approx(took, abs=0.005)
+    assert spent["work"] == pytest.approx(0.03), "of the slow one, what an honest one takes"
+    assert spent["slow"] == pytest.approx(0.18)
+    assert spent["reset"] == pytest.approx(0.01)
+    for kind, least in (
+        ("way", 0.04),
+        ("start", 0.04),
+        ("hang", 0.02),
+        ("wire", 0.02),
+        ("again", 0.02),
+        ("farm", 0.03),
+    ):
+        assert spent[kind] >= least, kind
+    assert spent["crash"] == spent["invalid"] == 0.0
+    assert accounts.steps["harm"] == 2
+
+
+def test_what_is_missing_adds_up_to_the_loss_of_goodput():
+    accounts = Accounts()
+    accounts.seconds = {"calm": Counter(work=90.0, host=10.0), "harm": Counter(work=81.0, host=9.0, hang=10.0)}
+    accounts.steps = Counter(calm=1000, harm=900)
+    missing = accounts.missing("harm", "calm")
+    assert accounts.goodput("harm", "calm") == pytest.approx(0.9)
+    assert missing["hang"] == pytest.approx(10.0)
+    assert sum(missing.values()) == pytest.approx(10.0)
+
+
+def test_a_farmer_that_keeps_accounts_tells_a_killed_worker_from_a_farm_that_is_gone():
+    accounts = Accounts()
+    with running_farm("environments:SlowEnv", slots=2) as farm:
+        with Watched(accounts, "environments:SlowEnv", [(farm.address, 2)]) as pool:
+            pool.reset([0, 1])
+            pool.recv(2)
+            accounts.begin("harm")
+            pool.send([[0.3], [0.01]], [0, 1])
+            os.kill(farm.workers()[0], signal.SIGKILL)
+            pool.recv(2)
+            spent = dict(accounts.seconds["harm"])
+            assert spent["crash"] > 0
+            assert spent["work"] > 0
+            assert "farm" not in spent
+            pool.send([[0.5]], [1])
+            farm.kill()
+            assert pool.recv(1).lost.all()
+            accounts.begin(None)
+        assert accounts.seconds["harm"]["farm"] > 0
+        assert accounts.steps["harm"] == 1
+
+
 # Short forms of the runs.
 
 
@@ -433,6 +522,13 @@ def test_a_host_that_is_killed_frees_its_slots_and_disturbs_nobody():
 
 
 @pytest.mark.slow
+def test_many_faults_in_a_row_are_looked_at_twice():
+    code, said = bench("drift", "--faults", "40", "--looks", "2")
+    assert code in (0, 1), said  # so soon the first threads and buffers still count as growth
+    assert re.search(r"after 0, 20, 40 faults: RSS of the farm [\d.]+, [\d.]+, [\d.]+ MB; RSS of the host", said), said
+    assert int(re.search(r"(\d+) told as lost", said)[1]) > 0
+
+
 def test_hangs_of_all_kinds_are_detected():
     code, said = bench("hangs", "--count", "5")
     assert code == 0, said

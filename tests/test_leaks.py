@@ -32,6 +32,7 @@ from farmhand.service import FarmDaemon
 from farmhand.supervisor import Supervisor
 from simulators.faulty import NUMBERS
 from wire import protocol
+from wire.errors import LeaseLost, NoFreeSlot
 
 ENV = "faulty"
 SLOTS = 2  # of the host under test; one more is there for others
@@ -225,6 +226,25 @@ def test_the_connection_of_a_lease_that_has_expired_is_ended(parts):
         poll_until(lambda: token not in parts.supervisor._leases, 5, "the lease's end")
         poll_until(lambda: caller.sock is None or caller.sock.fileno() < 0, 5, "its connection's")
         assert silent._proxy._pyroConnection.sock.recv(1) == b"", "which its host sees"
+
+
+def test_the_descriptors_of_a_lease_are_given_back_at_once_and_not_when_the_collector_comes_by(parts):
+    supervisor, before = parts.supervisor, psutil.Process().num_fds()
+    gc.disable()
+    try:
+        for _ in range(5):
+            lease = supervisor.acquire(ENV, 1, protocol.VERSION)
+            with pytest.raises(NoFreeSlot):
+                supervisor.acquire(ENV, 3, protocol.VERSION)
+            supervisor.acquire(ENV, 1, protocol.VERSION, token=lease.token)
+            waits = threading.Thread(target=pytest.raises, args=(LeaseLost, supervisor.exchange, lease.token, [], 5.0))
+            waits.start()
+            poll_until(lambda lease=lease: lease.waiting, 5, "the call")
+            supervisor.release(lease.token)
+            waits.join(5.0)
+        assert psutil.Process().num_fds() <= before + CHANCE
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have one heap, or none of that kind")
