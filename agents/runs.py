@@ -375,6 +375,7 @@ class PoolRun(Run):
     def _turn(self) -> None:
         """Start episodes, take who is ready, act for them, and learn while the environments step and are reset."""
         self._start_episodes()
+        running = len(self.running)
         made: list[tuple[Episode, dict[str, Any]]] = []
         ready: list[Episode] = []
         batches = self._batches()
@@ -391,7 +392,8 @@ class PoolRun(Run):
         ready = [episode for episode in ready if self.running.get(episode.slot) is episode]  # not lost right afterwards
         self._observe(ready, made)
         self._send(ready)
-        self._start_episodes()  # of the slots whose episode has just ended: their reset does not wait for the learner
+        if len(self.running) < running:  # some have just ended: the next ones do not wait for the learner
+            self._start_episodes()
         metrics = self._learn(len(made))
         for episode, logs in made:
             self._tell(episode, logs, metrics)

@@ -268,13 +268,14 @@ class Session:
             say("the farmlist is broken, the list before counts: " + status["farmlist"].replace("\n", "\n  "))
         for farm in status["farms"]:
             say(
-                "%s%s  %d of %d slots, %d busy; %s"
+                "%s%s  %d of %d slots, %d busy%s; %s"
                 % (
                     farm["farm"],
                     " (leaving)" if farm["leaving"] else "",
                     farm["slots"],
                     farm["wanted"],
                     farm["busy"],
+                    ", %.3g ms a step" % (1000 * farm["step_s"]) if farm["step_s"] else "",
                     _ends(farm["ledger"]),
                 )
             )

@@ -351,14 +351,14 @@ class Episodes:
 
     def _change_places(self, slot: int, ahead: int) -> None:
         one, other = self._slots[slot], self._slots[ahead]
-        self._at[slot], self._at[ahead] = self._at[ahead], self._at[slot]
-        self._who[self._at[slot]], self._who[self._at[ahead]] = slot, ahead
-        one.order, other.order = other.order, one.order
-        one.first, other.first = other.first, one.first
+        at, who = self._at.copy(), self._who.copy()
+        at[slot], at[ahead] = at[ahead], at[slot]
+        who[at[slot]], who[at[ahead]] = slot, ahead
+        wanted = self._wanted - {slot} | ({ahead} if slot in self._wanted else set())
+        # Without a call in between, so that no Ctrl-C can leave half of it: then rows would go to another's slot.
+        self._at, self._who, self._wanted = at, who, wanted
+        one.order, other.order, one.first, other.first = other.order, one.order, other.first, one.first
         one.steps = 0
-        if slot in self._wanted:
-            self._wanted.remove(slot)
-            self._wanted.add(ahead)
 
     def _begin_wanted(self) -> None:
         if not self._wanted:

@@ -62,6 +62,26 @@ def played(envs: VecEnv) -> list[Any]:
     return given
 
 
+def check_rows_are_whole_episodes_also_with_one_ahead(where: str) -> None:
+    address, env = where.split()
+    envs = FarmVecEnv(env, SLOTS - 1, [(address, SLOTS)], timeout=30.0, ahead=1)
+    assert envs.num_envs == SLOTS - 1
+    monitored = VecMonitor(envs)
+    monitored.reset()
+    lengths, told = np.zeros(envs.num_envs, int), 0
+    for _ in range(120):
+        observations, rewards, dones, infos = monitored.step(np.ones(envs.num_envs, int))
+        lengths += 1
+        assert (rewards == 1.0).all()
+        for row in np.flatnonzero(dones):
+            assert infos[row]["episode"]["l"] == lengths[row] > 1
+            assert abs(infos[row]["terminal_observation"][2]) > 0.2 > abs(observations[row][2])
+            lengths[row], told = 0, told + 1
+    assert told > 10, told
+    assert sorted(envs.farm.episodes._at) == list(range(SLOTS))
+    monitored.close()
+
+
 def check_every_value_is_that_of_a_dummy_vec_env(where: str) -> None:
     theirs, ours = DummyVecEnv([local(where.split()[1])] * SLOTS), opened(where)
     expected, given = played(theirs), played(ours)

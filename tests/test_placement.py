@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import signal
 import time
 
 import keras
@@ -159,6 +161,40 @@ def test_a_slow_slot_waits_for_a_fast_one_no_longer_than_its_own_episode_takes()
     ):
         fast.steps, fast.sent_at = steps, 100.0 - waited
         assert placement.chosen([fast, slow], [1], 1, 100.0) == chosen, (steps, waited)
+
+
+class Hanging(Recorder):
+    """Slot 0's first action makes its environment hang."""
+
+    schedule = "overlap"
+
+    def act(self, states, slots):
+        hang = 0 in slots and not any(0 in asked for _, asked in self.asked)
+        super().act(states, slots)
+        return np.array([[0.75 if hang and slot == 0 else 0.0] for slot in slots], np.float32)
+
+
+def test_a_slot_that_was_left_out_plays_when_the_faster_one_hangs():
+    with (
+        farm_here("HangingEnv", {"length": 5}, slots=2) as address,
+        Farmer("environments:HangingEnv", [(address, 2)]) as pool,
+    ):
+        for place, pace in zip(pool._places, (0.02, 0.1), strict=True):
+            place.step_s.add(pace)
+        place.steps = 5
+        pool._placement.ended(place)
+        assert pool.vacant(2) == [0], "its two episodes end before one of the other slot"
+
+        class Killer(Places):
+            def on_episode_end(self, episode, logs=None):
+                super().on_episode_end(episode, logs)
+                if len(self.slots) == 1:
+                    os.kill(ask_farm(address, "status")[0]["pid"], signal.SIGKILL)
+
+        seen = Killer()
+        Hanging().test(pool, nb_episodes=2, visualize=False, verbose=0, callbacks=[seen])
+        assert seen.slots[0] == 1
+        assert len(seen.slots) == 2
 
 
 def test_a_slot_that_has_not_stepped_is_taken_for_one_as_its_farm_or_as_the_fastest():

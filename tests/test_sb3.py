@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(
 CHECKS = {
     "check_every_value_is_that_of_a_dummy_vec_env": "CartPole-v1",
     "check_attributes": "CartPole-v1",
+    "check_rows_are_whole_episodes_also_with_one_ahead": "CartPole-v1",
     "check_wrappers_give_what_they_give_over_a_dummy_vec_env": "CartPole-v1",
     "check_sac_learns_saves_and_is_evaluated": "Pendulum-v1",
     "check_make_vec_env_takes_the_gymnasium_id": "Pendulum-v1",

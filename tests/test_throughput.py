@@ -13,6 +13,7 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "benchmarks
 
 import memory
 import peers
+import placement
 import throughput
 from vector_env import OBS, Steps, gym_steps
 from vector_rounds import WrongAnswer, barrier, sleeps, whoever_is_ready
@@ -102,6 +103,38 @@ def test_the_two_forms_of_the_environment_are_one():
 def test_the_serial_fraction_is_amdahls(serial):
     speedups = {n: 1 / (serial + (1 - serial) / n) for n in (1, 2, 4, 8, 16, 32, 64)}
     assert throughput.serial_fraction({n: s / n for n, s in speedups.items()}) == pytest.approx(serial, abs=1e-12)
+
+
+# Placement, and the time until a policy is good.
+
+
+def test_the_shortest_time_for_a_few_episodes_is_that_of_the_best_order():
+    fast, slow = (placement.LENGTH * each for each in (placement.STEP, placement.SLOW))
+    assert [placement.shortest(n) for n in (1, placement.EACH)] == pytest.approx([fast, fast])
+    assert placement.shortest(2 * placement.EACH) == pytest.approx(2 * fast)
+    assert placement.shortest(4 * placement.EACH) == pytest.approx(max(3 * fast, slow))
+
+
+@pytest.mark.slow
+def test_placement_is_measured_in_short(tmp_path, capfd):
+    placement.main(["--rounds", "1", "--seconds", "0.3", "--out", str(tmp_path)])
+    said = capfd.readouterr().out
+    assert [row[0] for row in table_of(said) if row[0].isdigit()] == [str(count) for count in placement.FEW]
+    for name in ("AsyncVectorEnv", "make_vec, ahead=4", "by itself", "when the caller is back"):
+        assert f"| {name} | " in said
+
+
+@pytest.mark.slow
+def test_the_time_until_a_policy_is_good_is_that_of_its_first_good_copy(tmp_path, monkeypatch, capfd):
+    import wallclock  # with TensorFlow
+
+    monkeypatch.setitem(wallclock.SETTINGS, "nb_steps_warmup", 150)
+    words = ["--slots", "1", "2", "--steps", "300", "--sleep", "0", "--out", str(tmp_path)]
+    assert wallclock.main(words) == 1
+    assert "not within" in capfd.readouterr().out
+    monkeypatch.setattr(wallclock, "GOAL", -5000.0)
+    assert wallclock.main(words) == 0
+    assert [row[2] for row in table_of(capfd.readouterr().out)] == ["200", "200"]
 
 
 # Peers that are missing or fail.
