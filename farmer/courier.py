@@ -21,9 +21,7 @@ from farmer.connection import Connection
 from wire import protocol
 from wire.errors import FarmError, FarmLost, LeaseLost
 
-#: s that the poller stays at the farm when nothing is ready. A message that the network has swallowed is missed this
-#: long and ANSWER_LIMIT later, with every slot that was in it; being back for nothing costs a call.
-WAIT = 0.5
+WAIT = 2.0  #: s that the poller stays at the farm when nothing is ready
 IDLE = 1.0  #: s between calls when nothing is under way
 ANSWER_LIMIT = 1.0  #: s beyond its wait that a poller's call may take, before its connection counts as broken
 SILENCE = 4.0  #: s without a sign of the farm, after which it is left: two heartbeats
