@@ -163,6 +163,20 @@ def test_a_slow_slot_waits_for_a_fast_one_no_longer_than_its_own_episode_takes()
         assert placement.chosen([fast, slow], [1], 1, 100.0) == chosen, (steps, waited)
 
 
+def test_an_episode_in_a_slower_place_is_worth_what_the_reset_would_take():
+    placement, (own, other, unknown) = pool_of(1.0, 3.0, None)
+    own.reset_s.add(19.0)
+    assert not placement.is_worth(own, other, 0.0), "10 steps there take 20 s longer"
+    assert placement.is_worth(other, own, 0.0)
+    assert placement.is_worth(own, unknown, 0.0)
+    own.sent, own.sent_at = protocol.RESET, 100.0
+    assert not placement.is_worth(own, other, 119.0)
+    assert placement.is_worth(own, other, 121.0), "its reset takes longer than usual"
+    own.sent = None
+    own.farm.by_far.clear()
+    assert placement.is_worth(own, other, 0.0), "its farm is gone"
+
+
 class Hanging(Recorder):
     """Slot 0's first action makes its environment hang."""
 
