@@ -40,6 +40,7 @@ from wire.errors import LeaseLost, NoFreeSlot, NoSuchEnvironment, ProtocolMismat
 
 LEASE_LIMIT = 8.0  #: s without a call of its holder, after which a lease is freed; hosts call every 2 s
 LONGEST_WAIT = 5.0  #: s that one exchange may be asked to wait
+LOOK_UP = 0.25  #: s after which a waiting exchange looks whether another one has taken the bell that rang for it
 LINGER = 0.005  #: s after the first reply that an exchange waits for the others its host wants together
 STOP_LIMIT = 3.0  #: s that all workers together have for closing their environments when the farm stops
 LEAVE_LIMIT = 2.0  #: s that a worker has for it when it is replaced; its slot does not wait for it
@@ -343,7 +344,7 @@ class Supervisor:
             if last is not None:  # nobody is asked after until this one, too, has answered, or the time is over
                 _wait_for((last, lease.bell.fd), pause)
                 pause = 0.0
-            events = lease.pipes.select(pause)
+            events = lease.pipes.select(min(pause, LOOK_UP))
             with self._lock:
                 for key, _ in events:
                     if key.data is None:
