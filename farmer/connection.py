@@ -189,7 +189,7 @@ def open_proxy(
     _configure()
     path = tunnel.open() if tunnel is not None else None
     if key is None:
-        proxy = Pyro4.Proxy("PYRO:%s@%s" % (name, address if path is None else "./u:" + path))
+        proxy = _Swift("PYRO:%s@%s" % (name, address if path is None else "./u:" + path))
         proxy._pyroTimeout = limit
         return proxy
     started = time.monotonic()
@@ -230,27 +230,33 @@ def _close(sock: socket.socket | None) -> None:
 _MSGPACK = Pyro4.util.MsgpackSerializer()
 
 
-class _Proven(Pyro4.Proxy):
-    """A proxy over a connection that has proven its key. Both ends sign all messages with a key of this connection."""
+class _Swift(Pyro4.Proxy):
+    """A proxy whose messages are made and read faster than Pyro4 does it; the connecting it leaves to Pyro4."""
 
     _pyroSeq: int
-    _seal: sealed.Seal
-    _busy: threading.Lock
+    _pyroConnection: Any
+    _seal: sealed.Seal | None
+    _busy: threading.RLock
 
-    def __init__(self, name: str, sock: socket.socket, session: bytes, limit: float):
-        super().__init__(name, connected_socket=sock)
-        self._pyroHmacKey = session
-        self._pyroTimeout = limit
-        object.__setattr__(self, "_seal", sealed.Seal(session))
-        object.__setattr__(self, "_busy", threading.Lock())
-        self._pyroConnection = _Line(sock, name)  # not the one that Pyro4 made, which would be left open after an error
+    def __init__(self, uri: str, connected_socket: socket.socket | None = None):
+        object.__setattr__(self, "_seal", None)
+        object.__setattr__(self, "_busy", threading.RLock())  # connecting asks for metadata by a call
+        super().__init__(uri, connected_socket=connected_socket)
+
+    def _line(self) -> _Line | None:
+        """The connection; None before the first call on it, which is Pyro4's."""
+        line = self._pyroConnection
+        if line is not None and not isinstance(line, _Line):
+            line.keep_open = True  # or its end would close the socket
+            line = self._pyroConnection = _Line(line.sock, line.objectId)
+        return line
 
     def _pyroInvoke(self, methodname: str, vargs: Any, kwargs: Any, flags: int = 0, objectId: str | None = None) -> Any:
-        """Pyro4's call, with messages that are made and read faster; before the key is set there is nothing to ask."""
+        """Pyro4's call."""
         with self._busy:
-            line = self._pyroConnection
+            line = self._line()
             if line is None:
-                raise Pyro4.errors.ConnectionClosedError("the connection to the farm is closed; open another")
+                return super()._pyroInvoke(methodname, vargs, kwargs, flags, objectId)
             call = (objectId or line.objectId, methodname, vargs, kwargs)
             self._pyroSeq = (self._pyroSeq + 1) & 0xFFFF
             try:
@@ -267,6 +273,24 @@ class _Proven(Pyro4.Proxy):
         if answer & sealed.EXCEPTION:
             raise _MSGPACK.loads(body)
         return _MSGPACK.loads(body)
+
+
+class _Proven(_Swift):
+    """A proxy over a connection that has proven its key. Both ends sign all messages with a key of this connection."""
+
+    def __init__(self, name: str, sock: socket.socket, session: bytes, limit: float):
+        super().__init__(name, connected_socket=sock)
+        self._pyroHmacKey = session
+        self._pyroTimeout = limit
+        object.__setattr__(self, "_seal", sealed.Seal(session))
+        self._pyroConnection = _Line(sock, name)  # not the one that Pyro4 made, which would be left open after an error
+
+    def _line(self) -> _Line:
+        """There is none but the one that has proven itself."""
+        if self._pyroConnection is None:
+            raise Pyro4.errors.ConnectionClosedError("the connection to the farm is closed; open another")
+        line: _Line = self._pyroConnection
+        return line
 
     def _pyroGetMetadata(self, objectId: str | None = None, known_metadata: Any = None) -> None:
         # Pyro4 asks for this already while it is made, when it cannot sign yet; a script's first call asks again.

@@ -67,6 +67,7 @@ class Farm:
     address: FarmAddress
     wanted: int = 0  # slots; those over it leave when their episode is over
     courier: Courier | None = None
+    sent: int = 0  # of its places, those with a command under way
     trouble: str | None = None
     next_try: float = 0.0  # by time.monotonic: for joining it, or for more of its slots
     leaving: bool = False  # it is in the list no more

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import gymnasium
 import numpy as np
 
 from farmer.arguments import check_seeds, check_whole
@@ -26,6 +25,7 @@ from farmer.keeper import Keeper
 from farmer.placement import Placement
 from farmer.places import LOST_BUCKETS, Farm, Place, total
 from farmer.spaces import why_unsound
+from farmer.values import Values
 from wire import auth, codec, protocol
 from wire.errors import BadAction, BadSlot, FarmerClosed, FarmTimeout, NothingSent
 
@@ -69,7 +69,7 @@ class Batch:
         return len(self.slot)
 
 
-@dataclass
+@dataclass(slots=True)
 class Row:
     """One result, just as it came."""
 
@@ -133,6 +133,7 @@ class Farmer:
         self._lock = threading.RLock()
         self._arrived = threading.Condition(self._lock)
         self._rows: deque[Row] = deque()
+        self._sent = 0  # places with a command under way
         self._closed = False
         self.follow = False
         self._ended: list[Row] = []  # with `follow`: results that ended an episode, among those just taken
@@ -147,6 +148,7 @@ class Farmer:
             raise
         assert self._keeper.ready is not None
         self.observation_space, self.action_space = self._keeper.spaces
+        self._values = Values(env, self.observation_space, self.action_space)
         self.metadata: dict[str, Any] = self._keeper.ready.get("metadata") or {}
         self._keeper.start()
 
@@ -161,8 +163,7 @@ class Farmer:
     @property
     def busy(self) -> int:
         """Environments with a command under way."""
-        with self._lock:
-            return sum(place.sent is not None for place in self._places)
+        return self._sent
 
     def name_of(self, slot: int) -> str:
         """The farm a slot is on, as host:port."""
@@ -240,7 +241,7 @@ class Farmer:
         Where one farm has all the slots this costs no change of thread. Arguments and errors as theirs.
         """
         self._send(actions, slots, 1, False)
-        return self.recv(self._under_way() + len(self._rows), timeout)
+        return self.recv(self._sent + len(self._rows), timeout)
 
     def call(self, action: Any, slot: int, timeout: float | None) -> list[Row]:
         """One slot's step, for a pool that has no other: rows just as they came."""
@@ -268,9 +269,7 @@ class Farmer:
         slots = [int(slot) for slot in slots]
         if len(actions) != len(slots):
             raise BadAction("%d actions for %d slots" % (len(actions), len(slots)))
-        bodies = [
-            codec.encode({"action": self._checked(a, s), "repeat": repeat}) for a, s in zip(actions, slots, strict=True)
-        ]
+        bodies = self._values.actions(actions, slots, repeat)
         with self._lock:
             self._check_open()
             lost = {row.slot for row in self._rows if row.lost}  # since the caller's last recv
@@ -306,8 +305,7 @@ class Farmer:
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
             self._check_open()
-            open_for_some = self._vacant() or any(place.episode for place in self._places)
-            if not self._rows and not self._under_way() and open_for_some:
+            if not (self._rows or self._sent) and (self._vacant() or any(place.episode for place in self._places)):
                 raise NothingSent("recv with no command under way: reset or send first")
         self._drive(min_ready, deadline)
         with self._lock:
@@ -320,7 +318,7 @@ class Farmer:
                         "no result within %s s; under way: %d\n%s" % (timeout, self.busy, self._troubles())
                     )
                 # Slots that wait after a failed reset become vacant by time alone, without a notification.
-                self._arrived.wait(left if self._under_way() else min(left or 0.5, 0.5))
+                self._arrived.wait(left if self._sent else min(left or 0.5, 0.5))
             rows = list(self._rows)
             self._rows.clear()
         return rows
@@ -395,15 +393,14 @@ class Farmer:
     def _drive(self, min_ready: int, deadline: float | None) -> None:
         """Where one farm has all that is under way, the caller fetches the results himself."""
         with self._lock:
-            busy = [farm for farm in self._farms if any(place.sent is not None for place in farm.by_far.values())]
-            under_way = sum(place.sent is not None for farm in busy for place in farm.by_far.values())
+            busy = [farm for farm in self._farms if farm.sent]
             for farm in busy:
                 if farm.courier is not None:
-                    farm.courier.want(min_ready >= len(self._rows) + under_way)
+                    farm.courier.want(min_ready >= len(self._rows) + self._sent)
             courier = busy[0].courier if len(busy) == 1 else None
         while courier is not None and not self._closed:
             with self._lock:
-                if self._enough(min_ready) or not any(p.sent is not None for p in self._places):
+                if self._enough(min_ready) or not self._sent:
                     return
             left = 60.0 if deadline is None else deadline - time.monotonic()
             if left <= 0 or not courier.drive(left):
@@ -412,9 +409,8 @@ class Farmer:
     def _enough(self, min_ready: int) -> bool:
         self._check_open()  # another thread may close while this one waits
         if self._rows:
-            under_way = self._under_way()
-            return len(self._rows) >= min(min_ready, len(self._rows) + under_way)
-        if any(place.sent is not None and not place.abandoned for place in self._places):
+            return len(self._rows) >= min(min_ready, len(self._rows) + self._sent)
+        if self._sent and any(place.sent is not None and not place.abandoned for place in self._places):
             return False
         return bool(self._vacant())  # nothing to wait for; the caller has slots to start
 
@@ -434,6 +430,8 @@ class Farmer:
             place = self._places[slot]
             place.seq += 1
             place.sent, place.sent_at, place.abandoned = kind, now, False
+            place.farm.sent += 1
+            self._sent += 1
             if kind == protocol.STEP:
                 place.counts["sent"] += 1
             if not place.here:
@@ -444,9 +442,6 @@ class Farmer:
         for farm, commands in by_farm.items():
             assert farm.courier is not None
             farm.courier.put(commands, wake or len(by_farm) > 1)
-
-    def _under_way(self) -> int:
-        return sum(place.sent is not None for place in self._places)
 
     def _on_replies(self, farm: Farm, courier: Courier, replies: list[Reply]) -> None:
         now = time.perf_counter()
@@ -473,6 +468,10 @@ class Farmer:
 
     def _read(self, sent: int, kind: int, body: bytes) -> tuple[Any, str | None, str]:
         """What a reply says: its value, why there is none, and the ledger's bucket."""
+        if kind == protocol.TRANSITION and sent == protocol.STEP:
+            known = self._values.transition(body)
+            if known is not None:
+                return known, None, "done"
         try:
             value = codec.decode(body)
             if kind == protocol.LOST:
@@ -483,6 +482,8 @@ class Farmer:
             self._check_sound(sent, kind, value)
         except (ValueError, TypeError, KeyError, AttributeError) as error:  # a damaged body is a ValueError
             return None, "an invalid result: %s" % error, "invalid"
+        if kind == protocol.TRANSITION:
+            self._values.remember(body, value)
         return value, None, "done"
 
     def _check_sound(self, sent: int, kind: int, value: Any) -> None:
@@ -517,6 +518,8 @@ class Farmer:
 
     def _finish(self, place: Place, kind: int, value: Any, why: str | None, bucket: str, trip_s: float = 0.0) -> None:
         sent, place.sent = place.sent, None
+        place.farm.sent -= 1
+        self._sent -= 1
         if sent == protocol.STEP:
             place.counts["abandoned" if place.abandoned else bucket] += 1
         if place.abandoned:
@@ -533,11 +536,11 @@ class Farmer:
             obs, info, env_s = value
             place.episode, place.last_obs, place.failed_resets, place.steps = True, obs, 0, 0
             place.reset_s.add(trip_s)
-            self._rows.append(Row(place.slot, obs, first=True, info=info, env_s=env_s, trip_s=trip_s))
+            self._rows.append(Row(place.slot, obs, first=True, info=info, env_s=float(env_s), trip_s=trip_s))
         else:
             obs, reward, terminated, truncated, info, env_s = value
             place.episode, place.last_obs = not (terminated or truncated), obs
-            row = Row(place.slot, obs, reward, terminated, truncated, info=info, env_s=env_s, trip_s=trip_s)
+            row = Row(place.slot, obs, float(reward), terminated, truncated, False, False, info, float(env_s), trip_s)
             self._rows.append(row)
             place.steps += 1
             place.step_s.add(trip_s)
@@ -554,30 +557,10 @@ class Farmer:
     def _troubles(self) -> str:
         return "\n".join("  %s: %s" % (f.address, f.trouble or "connected") for f in self._farms)
 
-    # Values.
-
-    def _checked(self, action: Any, slot: int) -> Any:
-        space = self.action_space
-        if isinstance(space, gymnasium.spaces.Box):
-            try:
-                array = np.asarray(action, dtype=space.dtype)
-            except (TypeError, ValueError) as error:
-                raise BadAction("the action for slot %d is no array: %s" % (slot, error)) from None
-            if array.shape != space.shape:
-                raise BadAction(
-                    "the action for slot %d has shape %s; %s wants %s" % (slot, array.shape, self.env, space.shape)
-                )
-            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-                raise BadAction("the action for slot %d is not finite: %s" % (slot, array))
-            return array
-        if space is not None and not space.contains(action):
-            raise BadAction("the action for slot %d, %r, is not in %s" % (slot, action, space))
-        return action
-
     def _batch(self, rows: list[Row]) -> Batch:
         return Batch(
             slot=np.array([row.slot for row in rows], np.int32),
-            obs=self._stacked([row.obs for row in rows]),
+            obs=self._values.stacked([row.obs for row in rows]),
             reward=np.array([row.reward for row in rows], np.float32),
             terminated=np.array([row.terminated for row in rows], bool),
             truncated=np.array([row.truncated for row in rows], bool),
@@ -587,17 +570,6 @@ class Farmer:
             env_s=np.array([row.env_s for row in rows], np.float32),
             trip_s=np.array([row.trip_s for row in rows], np.float32),
         )
-
-    def _stacked(self, observations: list[Any]) -> Any:
-        space = self.observation_space
-        if not isinstance(space, gymnasium.spaces.Box):
-            return observations
-        full = [np.zeros(space.shape, space.dtype) if obs is None else obs for obs in observations]
-        if not full:
-            return np.zeros((0, *space.shape), space.dtype)
-        if any(np.shape(obs) != np.shape(full[0]) for obs in full):
-            return full
-        return np.stack(full)
 
 
 def _status_of(farm: Farm) -> dict[str, Any]:

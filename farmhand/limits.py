@@ -101,22 +101,33 @@ class Times:
     PER_DOUBLING = 8
     BOXES = 8 * 40  # up to 12 days
     MEMORY = 20000
+    HEAP = 64  #: that are put into their boxes together, so that a step costs no more than an append
 
     def __init__(self) -> None:
         self.total = 0
         self._boxes = [0] * self.BOXES
+        self._heap: list[float] = []
 
     def add(self, seconds: float) -> None:
         """Counts one."""
-        box = int(math.log2(max(seconds, self.SMALLEST) / self.SMALLEST) * self.PER_DOUBLING)
-        self._boxes[min(box, self.BOXES - 1)] += 1
         self.total += 1
+        self._heap.append(seconds)
+        if len(self._heap) >= self.HEAP:
+            self._sort()
+
+    def _sort(self) -> None:
+        boxes = self._boxes
+        for seconds in self._heap:
+            box = int(math.log2(max(seconds, self.SMALLEST) / self.SMALLEST) * self.PER_DOUBLING)
+            boxes[min(box, self.BOXES - 1)] += 1
+        self._heap.clear()
         if self.total >= self.MEMORY:
-            self._boxes = [count // 2 for count in self._boxes]
+            self._boxes = [count // 2 for count in boxes]
             self.total = sum(self._boxes)
 
     def quantile(self, share: float) -> float:
         """The duration that `share` of them do not exceed, at most 9 % too long; 0 when there are none."""
+        self._sort()
         wanted, seen = share * self.total, 0
         for box, count in enumerate(self._boxes):
             seen += count
@@ -148,11 +159,13 @@ class TimeLimit:
         self._times.add(seconds)
         if self.given:
             return
-        self._longest = max(self._longest, seconds)
         self._seen += 1
+        if self._seen > self._enough and self._seen % self.EVERY:
+            return
+        self._longest = max(self._longest, seconds)  # of the first ones: later the quantile counts
         if self._seen < self._enough:
             self.seconds = max(UNKNOWN, FACTOR * self._longest)
-        elif self._seen == self._enough or self._seen % self.EVERY == 0:
+        else:
             self.seconds = max(FLOOR, FACTOR * self._times.quantile(0.99))
 
     def typical(self) -> float | None:

@@ -1,6 +1,6 @@
 """Single numbers out of bodies that the farm otherwise passes on unread.
 
-A body is `wire.codec`'s: a JSON header, then raw buffers. What is looked for stands at the header's end, so nothing
+A body is `wire.codec`'s: a JSON header, then raw buffers. What is looked for stands at the end of either, so nothing
 else is decoded, not an observation of a million pixels either.
 
     repeat_of(body of a STEP)            how often the action is to be applied
@@ -17,20 +17,23 @@ from wire import codec
 _LENGTH = struct.Struct("<I")
 _LENGTH_AT, _HEADER_AT = 8, 12  # after the magic and the checksum
 _REPEAT = re.compile(rb'"repeat":(\d{1,9})\}$')
+_ONCE = b'"repeat":1}'
+_NUMBER = b'["n","<f8"]]'  # the last of a tuple, and so its bytes are the last of the buffers
+_DOUBLE = struct.Struct("<d")
 LONGEST = 1e9  #: s; what says more is no time
-_TAIL = 32  # bytes; both numbers stand in these
+_TAIL = 32  # bytes; `repeat` stands in these
 
 
-def _end_of_header(body: bytes) -> bytes:
-    if len(body) < _HEADER_AT:
-        return b""
-    end = _HEADER_AT + _LENGTH.unpack_from(body, _LENGTH_AT)[0]
-    return body[max(_HEADER_AT, end - _TAIL) : end]
+def _header_end(body: bytes) -> int:
+    return _HEADER_AT + _LENGTH.unpack_from(body, _LENGTH_AT)[0] if len(body) >= _HEADER_AT else 0
 
 
 def repeat_of(body: bytes) -> int:
     """The `repeat` of a STEP, at least 1. What is no STEP's body has 1: its worker says what is wrong with it."""
-    match = _REPEAT.search(_end_of_header(body))
+    end = _header_end(body)
+    if body.endswith(_ONCE, _HEADER_AT, end):
+        return 1
+    match = _REPEAT.search(body[max(_HEADER_AT, end - _TAIL) : end])
     if match is not None:
         return max(1, int(match[1]))
     try:
@@ -41,8 +44,7 @@ def repeat_of(body: bytes) -> int:
 
 def seconds_of(body: bytes) -> float:
     """The seconds at the end of an OBSERVATION or a TRANSITION; 0 when there are none."""
-    number = _end_of_header(body).rpartition(b",")[2].rstrip(b"]")
-    try:
-        return min(max(0.0, float(number)), LONGEST)
-    except ValueError:
+    if not body.endswith(_NUMBER, _HEADER_AT, _header_end(body)) or len(body) < _HEADER_AT + len(_NUMBER) + 8:
         return 0.0
+    seconds: float = _DOUBLE.unpack_from(body, len(body) - 8)[0]
+    return min(max(0.0, seconds), LONGEST)

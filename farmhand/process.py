@@ -37,6 +37,7 @@ class WorkerProcess:
         env: the catalog's name of its environment.
         slot: where it works; None while it is a spare.
         ready: what it said when its environment stood; None before.
+        due: what it was given and has not answered: (kind, seconds that it may take, repeat) each.
         deadline: when the command that it is at must be done, or, once it is doomed, when it is killed.
         doom: why it is being ended (None: it closed its pipe) and the bucket of its step; its replies count no more.
     """
@@ -64,7 +65,7 @@ class WorkerProcess:
         self.extended = False  # its deadline was put off because its answer was on its way
         self.rebuilds = False  # its next reset builds the environment anew
         self._descendants: list[int] = []
-        self._due: deque[tuple[int, float, int]] = deque()  # kind, seconds that it may take, repeat
+        self.due: deque[tuple[int, float, int]] = deque()
         self.watched: selectors.BaseSelector | None = None  # which selector has its replies read
         self.fault: str | None = None  # why the environment could not be built, said by the worker itself
         self._out = bytearray()
@@ -97,6 +98,16 @@ class WorkerProcess:
 
     def write(self, frame: bytes) -> bool:
         """Writes without ever blocking; True when all of it is in the pipe, False when a rest waits for `flush`."""
+        if not self._out:
+            try:
+                written = os.write(self.stdin, frame)
+            except BlockingIOError:
+                written = 0
+            except BrokenPipeError:
+                return True  # as in `flush`
+            if written == len(frame):
+                return True
+            frame = frame[written:]
         self._out += frame
         return self.flush()
 
@@ -118,7 +129,7 @@ class WorkerProcess:
             protocol.FrameError: something that is no frame came.
         """
         try:
-            data = os.read(self.stdout, READ_SIZE)
+            data = os.read(self.stdout, PIPE_SIZE if self.in_the_middle else READ_SIZE)
         except BlockingIOError:
             return []
         if not data:
@@ -132,26 +143,26 @@ class WorkerProcess:
 
     def begin(self, kind: int, seconds: float, repeat: int = 1) -> None:
         """A command was written that may take so long, from when the ones before it are done."""
-        if not self._due:
+        if not self.due:
             self.deadline = time.monotonic() + seconds
-        self._due.append((kind, seconds, repeat))
+        self.due.append((kind, seconds, repeat))
 
     def done(self) -> tuple[int, float, int]:
         """A reply came. Returns what was due: (kind, the seconds it might have taken, repeat)."""
         self.extended = False
-        due = self._due.popleft()
-        self.deadline = time.monotonic() + self._due[0][1] if self._due else FOREVER
+        due = self.due.popleft()
+        self.deadline = time.monotonic() + self.due[0][1] if self.due else FOREVER
         return due
 
     @property
     def is_asked(self) -> bool:
         """Whether a reply is due."""
-        return bool(self._due)
+        return bool(self.due)
 
     @property
     def at(self) -> tuple[int, float, int]:
         """What it is at, as `done` returns it."""
-        return self._due[0]
+        return self.due[0]
 
     def rss(self) -> int | None:
         """Resident bytes of it and all that it started, None when the process is gone."""

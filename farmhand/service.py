@@ -236,9 +236,16 @@ def _check_exchange(lease: Any, commands: Any, wait: Any, together: Any, line: A
     good = good and isinstance(together, int) and isinstance(line, int)
     good = good and isinstance(wait, (int, float)) and math.isfinite(wait)
     for command in commands if good else ():
-        good = good and isinstance(command, list) and len(command) == 4
-        good = good and all(type(part) is int and 0 <= part < 1 << 63 for part in command[:3])
-        good = good and isinstance(command[3], bytes)
+        if type(command) is not list or len(command) != 4:
+            good = False
+            break
+        slot, seq, kind, body = command
+        if not (type(slot) is type(seq) is type(kind) is int and type(body) is bytes):
+            good = False
+            break
+        if not (0 <= slot < 1 << 63 and 0 <= seq < 1 << 63 and 0 <= kind < 1 << 63):
+            good = False
+            break
     if not good:
         raise FarmRefused("exchange takes a lease, commands [slot, seq, kind, body], seconds and a number")
 

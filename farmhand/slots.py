@@ -221,7 +221,7 @@ class Slot:
     def _to_worker(self, kind: int, seq: int, body: bytes, state: State) -> bytes:
         self._ticket += 1
         self._asked, self.state = seq, state
-        return protocol.pack(kind, self._ticket, body)
+        return protocol.HEADER.pack(kind, 0, self._ticket, len(body)) + body  # a host's body is within every limit
 
     def _lose(self, why: str, bucket: str = "crashed") -> Reply | None:
         if self._asked is None:

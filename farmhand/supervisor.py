@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
 import os
 import re
 import secrets
+import select
 import selectors
 import subprocess
 import sys
@@ -36,8 +38,9 @@ from simulators import RECIPES
 from wire import codec, protocol
 from wire.errors import LeaseLost, NoFreeSlot, NoSuchEnvironment, ProtocolMismatch, StartError
 
-LEASE_LIMIT = 8.0  #: s without a call of its holder, after which a lease is freed; hosts call every second
+LEASE_LIMIT = 8.0  #: s without a call of its holder, after which a lease is freed; hosts call every 2 s
 LONGEST_WAIT = 5.0  #: s that one exchange may be asked to wait
+LOOK_UP = 0.25  #: s after which a waiting exchange looks whether another one has taken the bell that rang for it
 LINGER = 0.005  #: s after the first reply that an exchange waits for the others its host wants together
 STOP_LIMIT = 3.0  #: s that all workers together have for closing their environments when the farm stops
 LEAVE_LIMIT = 2.0  #: s that a worker has for it when it is replaced; its slot does not wait for it
@@ -91,8 +94,6 @@ class Lease:
     expires: bool = True
     outbox: list[tuple[int, Reply]] = field(default_factory=list)
     line: int = 0  # grows when its host comes by a new connection; calls on an older one get nothing more
-    inside: int = 0  # calls of this line that are in `exchange`
-    leaving: int = 0  # and of older lines
     #: The connections that its host calls by: the one that waits here for replies, and the one that only brings
     #: commands. A third one replaces one of them.
     callers: dict[str, Caller] = field(default_factory=dict)
@@ -375,24 +376,10 @@ class Supervisor:
                 lease.called(caller, wait > 0 or line > lease.line)
             if line > lease.line:
                 lease.line = line
-                lease.leaving, lease.inside = lease.leaving + lease.inside, 0
                 lease.bell.ring()  # a call that waits on the old line ends now and takes nothing with it
-            lease.inside += 1
-        try:
-            return self._exchanged(token, lease, commands, wait, together, line)
-        finally:
-            with self._lock:
-                if lease.line == line:
-                    lease.inside -= 1
-                else:
-                    lease.leaving -= 1
-
-    def _exchanged(
-        self, token: str, lease: Lease, commands: list[Any], wait: float, together: int, line: int
-    ) -> list[list[Any]]:
-        with self._lock:
+            held = set(lease.slots)
             for number, seq, kind, body in commands:
-                if number not in lease.slots:
+                if number not in held:
                     raise LeaseLost("slot %r is not in this lease" % (number,))
                 self._command(lease, self.slots[number], kind, seq, body)
             lease.waiting += 1
@@ -406,17 +393,17 @@ class Supervisor:
     def _replies(self, lease: Lease, wait: float, together: int, line: int) -> list[list[Any]]:
         """What is in for a lease, as `exchange` says; without the lock."""
         deadline = time.monotonic() + min(wait, LONGEST_WAIT)
-        lingering = False
+        lingering, last = False, None
         pause = 0.0 if lease.outbox else max(0.0, deadline - time.monotonic())
         while True:
-            events = lease.pipes.select(pause)
+            if last is not None:  # nobody is asked after until this one, too, has answered, or the time is over
+                _wait_for((last, lease.bell.fd), pause)
+                pause = 0.0
+            events = lease.pipes.select(min(pause, LOOK_UP))
             with self._lock:
                 for key, _ in events:
                     if key.data is None:
-                        if (
-                            not lease.leaving
-                        ):  # it rings for those too, and whoever hushes it first would let them sleep
-                            lease.bell.hush()
+                        lease.bell.hush()
                     else:
                         self._attend(*key.data)
                 self._lease(lease.token, is_call=False)
@@ -429,6 +416,7 @@ class Supervisor:
                 if len(lease.outbox) >= together or pause <= 0:
                     outbox, lease.outbox = lease.outbox, []
                     return [[number, r.seq, r.kind, r.flags, r.body] for number, r in outbox]
+                last = self._one_due(lease) if lingering else None
 
     def release(self, token: str, numbers: list[int] | None = None) -> None:
         """Ends a lease, or takes some slots out of it; what is unknown has ended already."""
@@ -531,6 +519,14 @@ class Supervisor:
         self._recorder.command(slot.number, frame)
         if not worker.write(frame):
             self._bell.ring()  # the loop writes the rest as the pipe drains
+
+    def _one_due(self, lease: Lease) -> int | None:
+        """The pipe of a worker whose reply is awaited; each wake-up less is a dozen microseconds for the others."""
+        for number in reversed(lease.slots):
+            worker = self._workers.get(number)
+            if worker is not None and worker.due and worker.watched is lease.pipes:
+                return worker.stdout
+        return None
 
     def _deliver(self, slot: Slot, reply: Reply | None) -> None:
         lease = self._leases.get(slot.lease or "")
@@ -887,32 +883,33 @@ class Supervisor:
                 self._doom(worker, None, "crashed", LAST_WORDS)  # its pipe is closed, it is about to end
 
     def _said(self, worker: WorkerProcess, kind: int, flags: int, ticket: int, body: bytes) -> None:
-        if not worker.is_asked:
+        if not worker.due:
             self._end(worker, "%s answered what nobody had asked" % worker.name() + worker.evidence(), "crashed")
             return
         due, _, repeat = worker.done()
         if due == protocol.CONSTRUCT:
-            if kind == protocol.READY:
-                worker.ready, worker.stood = body, time.monotonic()
-                if worker.env not in self.ready:
-                    self._fresh_memory[worker.env] = worker.rss() or 0
-                    self.ready[worker.env] = body
-                if worker.slot is not None:
-                    self._stands(self.slots[worker.slot], worker)
-                else:
-                    self._spare_failures[worker.env] = 0
-                    log.info("%s stands by", worker.name())
-            elif kind == protocol.FAULT:
-                worker.fault = fault_words(codec.decode(body))
-            return
-        if worker.slot is not None:
+            self._built(worker, kind, body)
+        elif worker.slot is not None:
             slot = self.slots[worker.slot]
             self._recorder.answered[slot.number] = ticket
             if kind == protocol.FAULT:
                 body = self._recorder.faulted(slot, worker, ticket, body, self.catalog.order(slot.env))
-            reply = slot.replied(kind, flags, ticket, body)
-            self._deliver(slot, reply)
+            self._deliver(slot, slot.replied(kind, flags, ticket, body))
             self._measure(slot, worker, kind, flags, seconds_of(body) / repeat)
+
+    def _built(self, worker: WorkerProcess, kind: int, body: bytes) -> None:
+        if kind == protocol.READY:
+            worker.ready, worker.stood = body, time.monotonic()
+            if worker.env not in self.ready:
+                self._fresh_memory[worker.env] = worker.rss() or 0
+                self.ready[worker.env] = body
+            if worker.slot is not None:
+                self._stands(self.slots[worker.slot], worker)
+            else:
+                self._spare_failures[worker.env] = 0
+                log.info("%s stands by", worker.name())
+        elif kind == protocol.FAULT:
+            worker.fault = fault_words(codec.decode(body))
 
     def _stands(self, slot: Slot, worker: WorkerProcess) -> None:
         held = slot.held_body
@@ -1029,6 +1026,14 @@ class Supervisor:
             lease = self._leases.get(self.slots[worker.slot].lease or "")
             if lease is not None:
                 lease.bell.ring()
+
+
+def _wait_for(pipes: tuple[int, ...], seconds: float) -> None:
+    """Until there is something to read in one of these, or it is closed."""
+    poll = select.poll()
+    for pipe in pipes:
+        poll.register(pipe, select.POLLIN)
+    poll.poll(math.ceil(seconds * 1e3))
 
 
 def fault_words(fault: dict[str, Any]) -> str:

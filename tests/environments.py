@@ -459,3 +459,59 @@ class GatedEnv(CountingEnv):
         while self.episode and not any(os.path.exists(gate) for gate in self.gates):
             time.sleep(0.01)
         return CountingEnv.reset(self, seed, options)
+
+
+class ChangingEnv(object):
+    """Its step returns the sort of thing that the action names, with the number of the step in it."""
+
+    observation_space = Box(-np.inf, np.inf, (4,))
+    action_space = Box(0.0, 100.0, (1,))
+    SORTS = (
+        "plain",
+        "info",
+        "float64",
+        "terminated",
+        "truncated",
+        "list",
+        "float32 reward",
+        "int reward",
+        "strided",
+        "no info",
+        "flags of numpy",
+        "NaN",
+        "infinite reward",
+        "huge",
+    )
+
+    def reset(self):
+        self.count = 0
+        return np.zeros(4, "float32")
+
+    def step(self, action):
+        self.count += 1
+        sort = self.SORTS[int(action[0])]
+        observation, reward, info = np.full(4, self.count, "float32"), 0.5 * self.count, {}
+        ended = [sort == "terminated", sort == "truncated"]
+        if sort == "info":
+            info = {"count": self.count}
+        elif sort == "float64":
+            observation = observation.astype("float64")
+        elif sort == "list":
+            observation = observation.tolist()
+        elif sort == "float32 reward":
+            reward = np.float32(reward)
+        elif sort == "int reward":
+            reward = self.count
+        elif sort == "strided":
+            observation = np.full(8, self.count, "float32")[::2]
+        elif sort == "no info":
+            info = None
+        elif sort == "flags of numpy":
+            ended = [np.bool_(False), np.bool_(False)]
+        elif sort == "NaN":
+            observation[3] = np.nan
+        elif sort == "infinite reward":
+            reward = float("inf")
+        elif sort == "huge":
+            observation[3] = -3e38
+        return observation, reward, ended[0], ended[1], info

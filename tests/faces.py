@@ -148,15 +148,17 @@ class WorkerFace:
             raise
 
     def reset(self, seed=None, options=None):
-        *result, self.env_s = self.worker.ask(protocol.RESET, {"seed": seed, "options": options})
-        return tuple(result)
+        observation, info, seconds = self.worker.ask(protocol.RESET, {"seed": seed, "options": options})
+        self.env_s = float(seconds)
+        return observation, info
 
     def step(self, action, repeat=1):
         result = self.worker.ask(protocol.STEP, {"action": action, "repeat": repeat})
         flags = (protocol.TERMINATED if result[2] else 0) | (protocol.TRUNCATED if result[3] else 0)
         assert self.worker.flags == flags, "the frame tells the end as the body does"
-        self.env_s = result[5]
-        return result[:5]
+        observation, reward, terminated, truncated, info, seconds = result
+        self.env_s = float(seconds)  # numpy's on the wire, as the reward: a host makes them Python's
+        return observation, float(reward), terminated, truncated, info
 
     def close(self):
         try:

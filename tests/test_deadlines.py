@@ -97,16 +97,16 @@ def test_what_is_no_step_has_no_repeat_and_no_seconds(body):
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
 def test_what_is_no_time_is_none(seconds):
     limit = TimeLimit(None, enough=2)
-    limit.saw(peek.seconds_of(codec.encode((1, {}, seconds))))
+    limit.saw(peek.seconds_of(codec.encode((1, {}, np.float64(seconds)))))
     assert limit.seconds >= UNKNOWN
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1e-9, 0.0123, 3.5e-05, 12345.678])
 def test_the_seconds_of_a_result_are_read_without_its_observation(seconds):
     for info in ({}, {"a": [1, (2, 3)], "b": "]},"}):
-        body = codec.encode((np.zeros((64, 64, 3), "u1"), 1.0, False, True, info, seconds))
+        body = codec.encode((np.zeros((64, 64, 3), "u1"), 1.0, False, True, info, np.float64(seconds)))
         assert peek.seconds_of(body) == seconds
-        assert peek.seconds_of(codec.encode(([1, 2], info, seconds))) == seconds
+        assert peek.seconds_of(codec.encode(([1, 2], info, np.float64(seconds)))) == seconds
 
 
 # Commands that never come back.

@@ -3,6 +3,13 @@
     data = encode((observation, 1.0, False, False, {"lives": 3}))
     observation, reward, terminated, truncated, info = decode(data)
 
+Messages that differ in the bytes of their buffers only, as those of all steps of an environment mostly do, need no
+header built or read but once:
+
+    form = Form(data)
+    more = form.encode(other_array.tobytes())  # what `encode` would give
+    start = form.start_in(more)                # where the buffers begin; None when it is no message of this form
+
 Layout:
 
     4 bytes   magic, with the version of the layout
@@ -47,6 +54,7 @@ _INTS = (int, long) if _PY2 else (int,)  # type: ignore[name-defined]  # noqa: F
 _DICT = dict if sys.version_info >= (3, 6) else collections.OrderedDict
 _FRONT = struct.Struct("<4sII")
 _LENGTH = struct.Struct("<I")
+_FRONT_SUM = struct.Struct("<4sI")
 _crc32 = binascii.crc32
 
 
@@ -534,3 +542,41 @@ def decode(data):
         raise
     except _TROUBLE as error:
         raise CodecError("not a message: %s: %s" % (type(error).__name__, error))
+
+
+class Form(object):
+    """Messages with one and the same header, made and read without looking into it again.
+
+    Attributes:
+        front: the header with its length, as it stands in the message; what tells forms apart.
+    """
+
+    __slots__ = ("_crc", "_size", "_start", "front")
+
+    def __init__(self, data):
+        """Takes the form of a message that `encode` made or `decode` has taken."""
+        self._start = 12 + _LENGTH.unpack_from(data, 8)[0]
+        self._size = len(data)
+        self.front = data[8 : self._start]
+        self._crc = _crc32(self.front)
+
+    def encode(self, *buffers):
+        """A message with these buffers, bytes all of them; together they are as long as those of the first one."""
+        crc = self._crc
+        for buffer in buffers:
+            crc = _crc32(buffer, crc)
+        return b"".join((_FRONT_SUM.pack(MAGIC, crc & 0xFFFFFFFF), self.front) + buffers)
+
+    def start_in(self, data):
+        """Where the buffers begin in a message of this form; None for any other, and for one that is damaged."""
+        if len(data) != self._size or not data.startswith(self.front, 8):
+            return None
+        magic, crc = _FRONT_SUM.unpack_from(data)
+        if magic != MAGIC or _crc32(memoryview(data)[self._start :], self._crc) & 0xFFFFFFFF != crc:
+            return None
+        return self._start
+
+
+def front_of(data):
+    """The header of a message with its length, by which a form can be found; of what is no message, any bytes."""
+    return data[8 : 12 + _LENGTH.unpack_from(data, 8)[0]] if len(data) >= 12 else b""

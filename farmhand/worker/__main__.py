@@ -158,12 +158,16 @@ class Loop(object):
 
     def run(self):
         """Serves commands until the process ends."""
+        read, commands, feed = os.read, self._commands, self._reader.feed
         while True:
-            data = self._read()
+            try:
+                data = read(commands, 65536)
+            except OSError:
+                data = self._read()
             if not data:
                 end_of_farm()
             try:
-                frames = self._reader.feed(data)
+                frames = feed(data)
             except protocol.FrameError as error:
                 sys.stderr.write("worker: the farm sent something that is %s\n" % error)
                 sys.stderr.flush()
@@ -178,8 +182,8 @@ class Loop(object):
             self._end(0)
         does, where = self._does.get(kind) or (self._unknown, protocol.NAMES[kind])
         try:
-            reply, result, flags = does(codec.decode(body))
-            frame = protocol.pack(reply, seq, result, flags)
+            reply, result, flags = does(body)
+            head = protocol.head(reply, seq, len(result), flags)
         except:  # noqa: E722  (an environment may raise SystemExit, and in Python 2 what is no Exception at all)
             misuse = isinstance(sys.exc_info()[1], host.MISUSE)
             frame = protocol.pack(protocol.FAULT, seq, codec.encode(host.fault(where)))
@@ -189,7 +193,11 @@ class Loop(object):
             if where == "construct":
                 self._end(EXIT_CONSTRUCT)
             return
-        self._write(frame)
+        if len(result) > host.LARGE:
+            self._write(head)
+            self._write(result)
+        else:
+            self._write(head + result)
 
     def _unknown(self, body):
         raise ValueError("a worker knows construct, reset, step and close only")
@@ -217,11 +225,14 @@ class Loop(object):
                 if error.errno != errno.EINTR:  # Python 2 lets a signal of the simulator's end the call
                     raise
 
-    def _write(self, frame):
-        rest = memoryview(frame)
+    def _write(self, data):
+        rest = data
         while len(rest):
             try:
-                rest = rest[os.write(self._replies, rest) :]
+                written = os.write(self._replies, rest)
+                if written == len(rest):
+                    return
+                rest = memoryview(rest)[written:]
             except OSError as error:
                 if error.errno == errno.EBADF:
                     lost_pipe()
