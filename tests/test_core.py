@@ -226,6 +226,7 @@ def test_nb_episodes_is_exact(slots, nb_episodes):
         assert sorted(e[1] for e in events.seen if e[0] == "episode " + what) == list(range(nb_episodes))
 
 
+@pytest.mark.slow
 def test_forty_thousand_steps_in_one_fit_end_exactly():
     pool, agent = pool_of(16, length=200), linear_agent(**NEVER)
     agent.memory = ReplayMemory(50_000)

@@ -56,6 +56,7 @@ def test_another_message_or_a_damaged_one_is_of_no_form():
 
 
 @pytest.mark.parametrize("version", interpreters.VERSIONS)
+@pytest.mark.slow
 def test_any_sort_of_result_after_any_other_one_arrives_as_it_was(version):
     env = WorkerFace("ChangingEnv", {}, interpreters.python_with_numpy(version))
     sorts = np.random.default_rng(3).integers(0, len(ChangingEnv.SORTS), 600).tolist()

@@ -191,6 +191,7 @@ def grown(parts, before):
     return more
 
 
+@pytest.mark.slow
 def test_farm_and_host_hold_no_more_after_many_faults_than_after_a_few(parts):
     for _ in range(2):  # threads, buffers and caches that the first faults need
         parts.round()

@@ -449,6 +449,7 @@ def test_real_gym_of_another_age_balances_its_pole(start, name, api):
     assert (terminated, truncated) == (False, True)
 
 
+@pytest.mark.slow
 def test_an_old_environment_under_gym_026_is_stepped_as_an_old_one(start, tmp_path):
     (tmp_path / "old.py").write_text(
         textwrap.dedent("""
