@@ -24,6 +24,7 @@ import contextlib
 import ctypes
 import logging
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from wire import auth, codec
 from wire.errors import BadKey, StartError
 
 PORT = 20099
+GLANCE = 0.5  #: s between looks at whether the end is wanted
 M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
@@ -175,8 +177,18 @@ def keep_one_heap() -> None:
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
-def run(args: argparse.Namespace, stop: threading.Event) -> None:
-    """Starts everything, in an order in which a failure leaves nothing behind, and serves until `stop` is set."""
+class End:
+    """Whether a signal has asked for it.
+
+    No threading.Event, and no wait without a limit: a signal that comes when the main thread is just about to wait does
+    not wake it, and a handler that runs in this moment would want the lock that the thread holds.
+    """
+
+    wanted = False
+
+
+def run(args: argparse.Namespace, end: End) -> None:
+    """Starts everything, in an order in which a failure leaves nothing behind, and serves until the end is wanted."""
     keep_one_heap()
     key = auth.find_key(args.key_file)
     os.environ.pop(auth.VARIABLE, None)  # a simulator has no business with it
@@ -199,7 +211,8 @@ def run(args: argparse.Namespace, stop: threading.Event) -> None:
         if args.until_eof:
             sys.stdin.read()
         else:
-            stop.wait()
+            while not end.wanted:
+                time.sleep(GLANCE)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # the end is under way and has a limit
@@ -287,18 +300,18 @@ def main(argv: list[str] | None = None) -> int:
             print("farm.py: %s" % error, file=sys.stderr)
             return 2
         return 0
-    stop = threading.Event()
+    end = End()
 
-    def end(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+    def handle(number: int, frame: FrameType | None) -> None:
+        if end.wanted:
             return
-        stop.set()
+        end.wanted = True
         raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
+        signal.signal(number, handle)
     try:
-        run(args, stop)
+        run(args, end)
     except KeyboardInterrupt:
         print("farm stopped", file=sys.stderr)
     except (StartError, BadKey) as error:
