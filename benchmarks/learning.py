@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from osim_env import BODIES
 from peer_farm import ROOT, local_farm
 from peers import Missing, python_of
 
@@ -44,7 +45,7 @@ CHEETAH = {
     "updates_per_step": 1.0,
 }
 STARTS = 10_000
-OSIM_KWARGS = {"osim:L2M2019": {"difficulty": 0, "model": "2D"}, "osim:Arm2D": {}}
+OSIM_KWARGS = {"osim:" + name: kwargs for name, kwargs in BODIES.items()}
 LAST = 20  #: training episodes that `last_episodes` is the mean of
 
 

@@ -173,10 +173,12 @@ def remote(slots: int) -> Iterator[Part]:
     """All of it."""
     farm, address = start_farm(slots)
     try:
-        workers = [child.pid for child in psutil.Process(farm.pid).children()]
         with Farmer(ENV, [(address, slots)]) as pool:
             pool.reset(pool.vacant())
             slot = np.sort(pool.recv(min_ready=slots).slot)
+            workers = [child.pid for child in psutil.Process(farm.pid).children()]  # all of them stand by now
+            if len(slot) != slots or len(workers) < slots:
+                raise RuntimeError("%d slots and %d workers of %d" % (len(slot), len(workers), slots))
             actions = np.full((slots, 22), 0.5, np.float32)
             step = lambda: pool.step(actions, slot)  # noqa: E731
             yield Part("`Farmer.step`", step, host=[os.getpid()], farm=[farm.pid], workers=workers)

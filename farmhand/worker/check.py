@@ -142,9 +142,8 @@ def _box_finder(space, bounds, slack):
     def find(value):
         if type(value) is numpy.ndarray and value.dtype == dtype and value.shape == shape:
             if only_finite:
-                tops = value.tobytes()[
-                    3::4
-                ]  # the sign and most of the exponent, all ones in NaN, Inf and from 1.7e38 on
+                # The sign and most of the exponent: all ones in NaN, Inf and from 1.7e38 on.
+                tops = value.tobytes()[3::4]
                 if b"\x7f" not in tops and b"\xff" not in tops:
                     return None
             elif pairs is not None:
