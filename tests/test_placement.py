@@ -369,21 +369,21 @@ def test_rows_stay_with_their_slot_whatever_place_it_goes_on_in():
 
 def test_an_episode_ahead_that_is_lost_is_begun_anew_and_the_lost_one_goes_on_there():
     with (
-        farm_here("RaisingEnv", {"length": 100}, slots=2) as address,
+        farm_here("RaisingEnv", {"length": 20}, slots=2) as address,
         farmer.make_vec("environments:RaisingEnv", 1, [(address, 2)], NEXT, 20.0, ahead=1) as envs,
     ):
         envs.reset()
-        for _ in range(50):
+        for _ in range(18):
             envs.step(np.zeros((1, 1), np.float32))
             if envs.episodes._slots[1].first is not None:
                 break
-            time.sleep(0.02)  # on a busy machine the one ahead may be the last to be reset
+            time.sleep(0.05)  # on a busy machine the one ahead may be the last to be reset
         _, _, _, truncated, infos = envs.step(np.full((1, 1), 1.0, np.float32))  # ends the process
         assert truncated.tolist() == [True]
         assert infos["_lost"].tolist() == [True]
         assert envs.step(np.zeros((1, 1), np.float32))[0].tolist() == [[1, 0, 0]]
         assert envs.episodes._at == [1, 0]
-        for step in range(1, 6):
+        for step in range(1, 21):
             assert envs.step(np.zeros((1, 1), np.float32))[0].tolist() == [[1, step, 0]]
         assert envs.step(np.zeros((1, 1), np.float32))[0][0, 1] == 0
 
