@@ -71,6 +71,7 @@ class Connection:
         self.address = address
         self._key, self._tunnel = key, tunnel
         limit = CONNECT_LIMIT if limit is None else limit
+        self._check = 0  # the checksum of what `begin` has sent
         started = time.monotonic()
         self._proxy = open_proxy("farm", address, key, tunnel, limit)
         try:
@@ -118,14 +119,40 @@ class Connection:
             MessageDamaged: the message or its answer was changed on the way.
             FarmError: no answer, or no such lease.
         """
-        check = protocol.checksum([lease, wait, together, line], commands)
+        self.begin(lease, commands, wait, together, line, limit)
+        return self.finish()
+
+    def begin(
+        self, lease: str, commands: list[Any], wait: float, together: int = 1, line: int = 0, limit: float | None = None
+    ) -> None:
+        """The first half of `exchange`, which waits for nothing; `finish` must be the next call.
+
+        Args:
+            lease, commands, wait, together, line: as of `exchange`.
+            limit: seconds for each of taking the message and giving the answer.
+        """
+        self._check = protocol.checksum([lease, wait, together, line], commands)
         limit = EXCHANGE_LIMIT if limit is None else limit
         if self._proxy._pyroTimeout != limit:  # setting it costs a system call
             self._proxy._pyroTimeout = limit
-        answer = self._call("exchange", lease, commands, wait, together, line, check)
         try:
-            replies, told = answer
-            whole = protocol.checksum([check], replies) == told
+            self._proxy._post("exchange", (lease, commands, wait, together, line, self._check))
+        except Exception as error:
+            raise self._in_words(error, "exchange") from error
+
+    def fileno(self) -> int:
+        """Of the socket, which becomes readable with the answer to `begin`; -1 when it is closed."""
+        return self._proxy._fileno()
+
+    def finish(self) -> list[Any]:
+        """The second half of `exchange`: waits for the answer. Errors as its."""
+        try:
+            answer = self._proxy._fetch()
+        except Exception as error:
+            raise self._in_words(error, "exchange") from error
+        try:
+            replies, told = self._without_error(answer)
+            whole = protocol.checksum([self._check], replies) == told
         except (TypeError, ValueError, IndexError):
             whole = False
         if not whole:
@@ -144,11 +171,18 @@ class Connection:
     def _call(self, verb: str, *args: Any) -> Any:
         try:
             answer = self._proxy._pyroInvoke(verb, args, {})
-        except Pyro4.errors.TimeoutError as error:
-            raise FarmTimeout("the farm at %s gave no answer to %s" % (self.address, verb)) from error
-        except Exception as error:  # a damaged answer may raise anything in Pyro4, and a farm sends any class
-            self.close()  # nobody knows what stands in this stream next
-            raise FarmLost("the farm at %s: %s: %s" % (self.address, type(error).__name__, error)) from error
+        except Exception as error:
+            raise self._in_words(error, verb) from error
+        return self._without_error(answer)
+
+    def _in_words(self, error: Exception, verb: str) -> FarmError:
+        if isinstance(error, Pyro4.errors.TimeoutError):
+            return FarmTimeout("the farm at %s gave no answer to %s" % (self.address, verb))
+        # A damaged answer may raise anything in Pyro4, and a farm sends any class.
+        self.close()  # nobody knows what stands in this stream next
+        return FarmLost("the farm at %s: %s: %s" % (self.address, type(error).__name__, error))
+
+    def _without_error(self, answer: Any) -> Any:
         if isinstance(answer, dict) and "error" in answer:
             name, text = answer["error"]
             raise from_wire(name, "the farm at %s: %s" % (self.address, text))
@@ -180,7 +214,7 @@ def open_object(name: str, address: str, key_file: str | os.PathLike[str] | None
 
 def open_proxy(
     name: str, address: FarmAddress, key: bytes | None, tunnel: Tunnel | None, limit: float = CONNECT_LIMIT
-) -> Pyro4.Proxy:
+) -> _Swift:
     """A proxy of an object of a farm: with a key proven and connected, without one it connects at its first call.
 
     Raises:
@@ -257,22 +291,45 @@ class _Swift(Pyro4.Proxy):
             line = self._line()
             if line is None:
                 return super()._pyroInvoke(methodname, vargs, kwargs, flags, objectId)
-            call = (objectId or line.objectId, methodname, vargs, kwargs)
-            self._pyroSeq = (self._pyroSeq + 1) & 0xFFFF
-            try:
-                line.send(sealed.packed(sealed.INVOKE, self._pyroSeq, _MSGPACK.dumps(call), self._seal))
-                kind, answer, seq, _, body = sealed.read(line.recv, self._seal, protocol.MAX_BODY)
-                if (kind, seq) != (sealed.RESULT, self._pyroSeq):
-                    raise sealed.BadMessage("an answer to something else")
-            except sealed.BadMessage as error:
-                self._pyroRelease()
-                raise Pyro4.errors.ProtocolError(str(error)) from None
-            except BaseException:  # also Ctrl-C: what is still to come would be taken for the next call's answer
-                self._pyroRelease()
-                raise
+            self._post(methodname, vargs, kwargs, objectId)
+            return self._fetch()
+
+    def _post(self, methodname: str, vargs: Any, kwargs: Any = None, objectId: str | None = None) -> None:
+        """The first half of a call on a connection that has had its first one."""
+        line = self._line()
+        if line is None:
+            raise Pyro4.errors.ConnectionClosedError("the connection to the farm is closed")
+        call = (objectId or line.objectId, methodname, vargs, kwargs or {})
+        self._pyroSeq = (self._pyroSeq + 1) & 0xFFFF
+        try:
+            line.send(sealed.packed(sealed.INVOKE, self._pyroSeq, _MSGPACK.dumps(call), self._seal))
+        except BaseException:  # also Ctrl-C: half a message would be taken for the beginning of the next one
+            self._pyroRelease()
+            raise
+
+    def _fetch(self) -> Any:
+        """The second half: waits for the answer to `_post`."""
+        line = self._line()
+        if line is None:
+            raise Pyro4.errors.ConnectionClosedError("the connection to the farm is closed")
+        try:
+            kind, answer, seq, _, body = sealed.read(line.recv, self._seal, protocol.MAX_BODY)
+            if (kind, seq) != (sealed.RESULT, self._pyroSeq):
+                raise sealed.BadMessage("an answer to something else")
+        except sealed.BadMessage as error:
+            self._pyroRelease()
+            raise Pyro4.errors.ProtocolError(str(error)) from None
+        except BaseException:  # also Ctrl-C: what is still to come would be taken for the next call's answer
+            self._pyroRelease()
+            raise
         if answer & sealed.EXCEPTION:
             raise _MSGPACK.loads(body)
         return _MSGPACK.loads(body)
+
+    def _fileno(self) -> int:
+        """Of the socket; -1 when it is closed."""
+        line = self._pyroConnection
+        return -1 if line is None else line.sock.fileno()
 
 
 class _Proven(_Swift):

@@ -1,29 +1,39 @@
-"""Carries commands to one farm and replies back, with two threads however many slots it has.
+"""Carries commands to one farm and replies back, without a thread for each slot.
 
-The *poller* hands over whatever is queued and waits at the farm until something is ready. A command that comes while
-it waits there does not wait with it: the *sender* brings that one over a connection of its own and does not stay. So a
-slow slot delays nobody, and under load one call carries many commands. A caller who is about to wait for results anyway
-makes the poller's call himself (`drive`), which saves two changes of thread a step.
+A call of the *poll line* hands over what is queued and stays at the farm until something is ready. A caller who gives
+actions and then waits for results makes both halves of that call himself, without a change of thread: `begin` sends it
+with the actions, and `fetch` takes the answers of all farms as they come. While the caller does something else for
+longer, the *poller* takes his place. A command that comes while a call is at the farm does not wait with it: the
+*sender* brings that one over a connection of its own and does not stay. So a slow slot delays nobody, and under load
+one call carries many commands.
 
-The poller's calls are the heartbeat in both directions: the farm frees a lease that is silent (LEASE_LIMIT there), and
-a farm that gives no sign for SILENCE is left. A connection that breaks is replaced, as long as that takes no longer.
+The calls are the heartbeat in both directions: the farm frees a lease that is silent (LEASE_LIMIT there), and a farm
+that gives no sign for SILENCE is left. A connection that breaks is replaced, as long as that takes no longer.
 """
 
 from __future__ import annotations
 
+import enum
 import logging
+import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from farmer.connection import Connection
 from wire import protocol
 from wire.errors import FarmError, FarmLost, LeaseLost
 
-WAIT = 2.0  #: s that the poller stays at the farm when nothing is ready
+WAIT = 2.0  #: s that a call of the poll line stays at the farm when nothing is ready
 IDLE = 1.0  #: s between calls when nothing is under way
-ANSWER_LIMIT = 1.0  #: s beyond its wait that a poller's call may take, before its connection counts as broken
+AWAY = 0.02  #: s without the caller, after which the poller takes his place
+STALE = 0.002  #: s after which a call that was answered meanwhile is followed by one for what came since
+GLANCE = 0.25  #: s that a caller waits for some farms before he looks whether another thread has brought something
+GLANCE_BESIDE = 0.01  #: the same while one of the farms is a thread's
+LITTLE = 1 << 15  #: bytes of bodies that a caller sends himself; a larger message could make him wait for the network
+ANSWER_LIMIT = 1.0  #: s beyond its wait that a call of the poll line may take, before its connection counts as broken
+FORSAKEN = 2 * (WAIT + ANSWER_LIMIT)  #: s after which whoever holds a line was interrupted, and will not free it
 SILENCE = 4.0  #: s without a sign of the farm, after which it is left: two heartbeats
 RECONNECT_LIMIT = 1.0  #: s for one try to connect again
 SETTLE = 0.1  #: s between a broken connection and the question about it: what the farm has got by then, it has read
@@ -34,10 +44,18 @@ Reply = list[Any]  # [slot, seq, kind, flags, body]
 log = logging.getLogger("farmer")
 
 
+class Line(enum.Enum):
+    """What the poll line does."""
+
+    FREE = "no call is on it"
+    OPEN = "a call is at the farm, and nobody waits for the answer"
+    HELD = "a thread writes a call, or waits for its answer"
+
+
 class Courier:
     """The way to one farm under one lease.
 
-    `on_replies(replies)` and `on_lost(error)` are called from its threads; after `on_lost` it is over.
+    `on_replies(replies)` and `on_lost(error)` are called from its threads and in `fetch`; after `on_lost` it is over.
     """
 
     def __init__(
@@ -52,14 +70,21 @@ class Courier:
         self.lease = lease
         self._poll_line: Connection = connection
         self._send_line: Connection | None = None
-        self._line = 0  # grows with each connection that replaces a broken one; the farm ignores what comes by older
+        self._number = 0  # grows with each connection that replaces a broken one; the farm ignores what comes by older
         self._on_replies, self._on_lost = on_replies, on_lost
         self._queue: list[Command] = []
         self._under_way: set[tuple[int, int]] = set()
         self._together = False  # the reader wants everything that is under way
-        self._polling = self._driven = self._broken = self._closed = False
+        self._line = Line.FREE
+        self._begun = 0.0  # when the call was sent that is on the poll line
         self._seen = time.monotonic()  # when the farm last answered
-        self._state = threading.Condition()
+        self._left = 0.0  # when the caller was last here; 0: the poller need not wait for him
+        self._wanted = False  # the caller waits for a line that the poller holds
+        self._dozing = False  # the poller sleeps long, since there is nothing to do
+        self._broken = self._closed = False
+        lock = threading.RLock()
+        self._state = threading.Condition(lock)  # the poller waits on it
+        self._to_send = threading.Condition(lock)  # the sender does
         self._threads = [
             threading.Thread(target=target, name="%s %s" % (name, self.address), daemon=True)
             for name, target in (("poller", self._poll), ("sender", self._send))
@@ -70,56 +95,39 @@ class Courier:
         for thread in self._threads:
             thread.start()
 
-    def put(self, commands: list[Command], wake: bool = True) -> None:
-        """Queues commands; returns at once. Without `wake` the caller drives next, so no thread need be woken."""
+    # What the caller does.
+
+    def put(self, commands: list[Command]) -> None:
+        """Queues commands; returns at once. `begin` or `fetch` sends them, or a thread does within AWAY."""
         with self._state:
             self._queue += commands
             self._under_way.update((command[0], command[1]) for command in commands)
-            if wake or self._polling:
-                self._state.notify_all()
+            if self._line is not Line.FREE:
+                self._to_send.notify()
+
+    def begin(self) -> None:
+        """Has what is queued sent at once, by the caller where that takes no waiting."""
+        with self._state:
+            if not self._queue or self._line is not Line.FREE or self._broken or self._closed:
+                self._wake_if_dozing()
+                return
+            if sum(len(command[3]) for command in self._queue) > LITTLE:
+                self._left = 0.0
+                self._state.notify()
+                return
+            commands, together = self._taken()
+        self._write(commands, WAIT, together)
+        self._let_go()
 
     def want(self, everything: bool) -> None:
         """Says whether the reader waits for all that is under way, or for whoever is ready."""
         self._together = everything
 
-    def drive(self, wait: float) -> bool:
-        """Makes the poller's next call in the caller's thread, if the poller is not at the farm.
-
-        Returns:
-            Whether it did; replies went to `on_replies` then, in this thread.
-        """
-        replies: list[Reply] = []
-        mine = False
-        try:
-            with self._state:
-                if self._polling or self._driven or self._broken or self._closed or not self._under_way:
-                    return False
-                mine = self._driven = self._polling = True
-                commands, self._queue = self._queue, []
-                together = len(self._under_way) if self._together else 1
-            replies = self._call(self._poll_line, commands, min(wait, WAIT), together, self._line)
-        except FarmError:
-            self._broken = True  # the poller finds out what became of it
-        except BaseException:
-            self._broken = mine  # Ctrl-C in the middle of a call
-            raise
-        finally:
-            if mine:
-                with self._state:
-                    self._driven = self._polling = False
-                    if self._broken or self._closed or self._queue:
-                        self._state.notify_all()
-        self._take(replies)
-        with self._state:
-            if self._under_way:
-                self._state.notify_all()  # the poller brings the rest, should the caller not come back for it
-        return True
-
     def close(self, limit: float = 3.0) -> None:
         """Releases the lease and ends both threads, within `limit` seconds or so."""
         with self._state:
             self._closed = True
-            self._state.notify_all()
+            self._notify()
         try:
             line = self._another(RECONNECT_LIMIT)
             try:
@@ -133,12 +141,92 @@ class Courier:
             if thread.ident is not None and thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _call(
-        self, line: Connection, commands: list[Command], wait: float, together: int, number: int, limit: float = 0.0
-    ) -> list[Reply]:
-        replies = line.exchange(self.lease, commands, wait, together, number, limit or wait + ANSWER_LIMIT)
-        self._seen = time.monotonic()
-        return replies
+    # The poll line. It belongs to whoever made it HELD; the state's lock is not held meanwhile.
+
+    def _taken(self) -> tuple[list[Command], int]:
+        """Holds the line, which is free: the commands to go, and how many replies are wanted together."""
+        self._line, self._begun = Line.HELD, time.monotonic()
+        commands, self._queue = self._queue, []
+        return commands, len(self._under_way) if self._together else 1
+
+    def _write(self, commands: list[Command], wait: float, together: int) -> bool:
+        """Sends a call; whether that went well."""
+        try:
+            self._poll_line.begin(self.lease, commands, wait, together, self._number, WAIT + ANSWER_LIMIT)
+        except FarmError:
+            self._give_up()
+            return False
+        except BaseException:  # Ctrl-C in the middle of a message
+            self._give_up()
+            raise
+        self._begun = time.monotonic()
+        return True
+
+    def _read(self, is_caller: bool) -> None:
+        """Waits for the answer, frees the line, and hands over what came."""
+        try:
+            replies = self._poll_line.finish()
+        except FarmError:  # should the lease be lost, the question about the commands will tell
+            self._give_up()
+            return
+        except BaseException:
+            self._give_up()
+            raise
+        with self._state:
+            self._line = Line.FREE
+            self._seen = time.monotonic()
+            self._left = self._seen if is_caller or (self._wanted and not self._queue) else 0.0
+            self._wanted = False
+        self._take(replies)
+
+    def _give_up(self) -> None:
+        """The poller finds out what became of the call."""
+        with self._state:
+            self._broken, self._line = True, Line.FREE
+            self._state.notify()
+
+    def _hold(self) -> bool:
+        """Takes the line with a call on it for a caller who waits; whether he has it."""
+        with self._state:
+            if self._broken or self._closed or self._line is Line.HELD or not self._under_way:
+                self._wanted = self._line is Line.HELD
+                return False
+            if self._line is Line.OPEN:
+                self._line = Line.HELD
+                return True
+            commands, together = self._taken()
+        return self._write(commands, WAIT, together)
+
+    def _let_go(self) -> None:
+        """The caller goes on with something else; what came up meanwhile is sent."""
+        with self._state:
+            self._left = time.monotonic()
+            if self._line is Line.HELD:
+                self._line = Line.OPEN
+                if self._left > self._begun + WAIT + ANSWER_LIMIT:
+                    self._give_up()
+            waiting = self._queue and self._line is Line.FREE
+            self._wake_if_dozing()
+        if waiting:
+            self.begin()
+
+    def _wake_if_dozing(self) -> None:
+        if self._dozing and (self._queue or self._under_way):
+            self._dozing = False
+            self._state.notify()
+
+    def _sweep(self) -> None:
+        """One more call, which waits for nothing: the answer just read was there for a while."""
+        with self._state:
+            if self._line is not Line.FREE or self._broken or self._closed or not self._under_way:
+                return
+            commands, together = self._taken()
+        if self._write(commands, 0.0, together):
+            self._read(is_caller=True)
+
+    def _notify(self) -> None:
+        self._state.notify_all()
+        self._to_send.notify_all()
 
     # The threads.
 
@@ -160,59 +248,73 @@ class Courier:
             FarmError: the farm is to be left.
         """
         with self._state:
-            self._state.wait_for(self._has_work, IDLE)
+            while not self._is_due():
+                pass
             if self._closed:
                 return False
-            if self._driven:
-                return True
-            broken, number = self._broken, self._line
-            commands: list[Command] = []
+            broken, is_open = self._broken, self._line is Line.OPEN
             if not broken:
-                commands, self._queue = self._queue, []
-            wait = WAIT if self._under_way else 0.0
-            together = len(self._under_way) if self._together else 1
-            self._polling = True
-        try:
-            if broken:
-                self._recover()
-            else:
-                self._take(self._call(self._poll_line, commands, wait, together, number))
-        except LeaseLost:
-            raise
-        except FarmError:
-            if broken:
-                raise
-            with self._state:
-                self._broken = True
-        finally:
-            with self._state:
-                self._polling = False
+                wait = WAIT if self._under_way else 0.0
+                commands, together = ([], 0) if is_open else self._taken()
+                self._line = Line.HELD
+        if broken:
+            self._recover()
+        elif is_open or self._write(commands, wait, together):
+            limit = self._begun + WAIT + ANSWER_LIMIT - time.monotonic()
+            if not _readable([self._poll_line], max(0.0, limit)):
+                self._give_up()
+                return True
+            self._read(is_caller=False)
         return True
 
-    def _has_work(self) -> bool:
-        return self._closed or bool(not self._driven and (self._queue or self._under_way or self._broken))
+    def _is_due(self) -> bool:
+        """Whether the poller has something to do; if not, waits for a while."""
+        now = time.monotonic()
+        if self._line is Line.HELD and now > self._begun + FORSAKEN:
+            self._give_up()
+        if self._closed or (self._broken and self._line is not Line.HELD):
+            return True
+        if self._line is Line.HELD:
+            nap = AWAY
+        elif self._queue or self._under_way or self._line is Line.OPEN:
+            nap = self._left + AWAY - now
+        else:
+            nap = self._seen + IDLE - now
+            self._dozing = nap > AWAY
+        if nap <= 0:
+            return True
+        self._state.wait(nap)
+        self._dozing = False
+        return False
 
     def _send(self) -> None:
         while True:
             with self._state:
-                self._state.wait_for(lambda: self._closed or (self._queue and self._polling and not self._broken))
+                while not (self._closed or (self._queue and self._line is not Line.FREE and not self._broken)):
+                    self._to_send.wait()
                 if self._closed:
                     if self._send_line is not None:
                         self._send_line.close()
                     return
                 commands, self._queue = self._queue, []
-                number = self._line
+                number = self._number
             try:
                 if self._send_line is None:
                     self._send_line = self._another(RECONNECT_LIMIT)
-                self._take(self._call(self._send_line, commands, 0.0, 1, number, WAIT + ANSWER_LIMIT))
+                self._take(self._asked(self._send_line, commands, number, WAIT + ANSWER_LIMIT))
             except FarmError:
                 with self._state:
                     if self._send_line is not None:
                         self._send_line.close()
                         self._send_line = None
-                    if number == self._line:  # else they were asked about meanwhile
+                    if number == self._number:  # else they were asked about meanwhile
                         self._broken = True  # what became of these commands is asked by the poller
+                        self._state.notify()
+
+    def _asked(self, line: Connection, commands: list[Command], number: int, limit: float) -> list[Reply]:
+        replies = line.exchange(self.lease, commands, 0.0, 1, number, limit)
+        self._seen = time.monotonic()
+        return replies
 
     def _recover(self) -> None:
         """After a broken connection: asks what became of each command. Nothing is sent twice.
@@ -243,12 +345,12 @@ class Courier:
         with self._state:
             # The number tells the farm, in any case, that calls on older connections are to get nothing more. What
             # still stands in the queue was handed to nobody, and goes its way after this.
-            self._line += 1
+            self._number += 1
             queued = {(command[0], command[1]) for command in self._queue}
             asked = [[slot, seq, protocol.ASK, b""] for slot, seq in sorted(self._under_way - queued)]
-        self._take(self._call(line, asked, 0.0, 1, self._line, limit))
+        self._take(self._asked(line, asked, self._number, limit))
         with self._state:
-            self._broken = False
+            self._broken, self._line, self._left = False, Line.FREE, 0.0
 
     def _take(self, replies: list[Reply]) -> None:
         if not replies:
@@ -262,6 +364,49 @@ class Courier:
             over = self._closed
             self._closed = True
             self._under_way.clear()
-            self._state.notify_all()
+            self._notify()
         if not over:
             self._on_lost(error)
+
+
+def fetch(couriers: Sequence[Courier], wait: float) -> bool:
+    """Takes what these farms answer first, in the caller's thread.
+
+    Args:
+        couriers: of the farms that have commands.
+        wait: seconds, at most; it may be less.
+
+    Returns:
+        Whether it could; if not, the couriers' threads are at it.
+    """
+    held: list[Courier] = []
+    try:
+        for courier in couriers:
+            if courier._hold():
+                held.append(courier)
+        came = time.monotonic()
+        glance = GLANCE if len(held) == len(couriers) else GLANCE_BESIDE
+        answered = _readable([courier._poll_line for courier in held], min(wait, glance)) if held else []
+        at_once = time.monotonic() < came + STALE
+        for number in answered:
+            courier = held[number]
+            stale = at_once and came > courier._begun + STALE
+            courier._read(is_caller=True)
+            if stale:
+                courier._sweep()
+    finally:
+        for courier in held:
+            courier._let_go()
+    return bool(held)
+
+
+def _readable(lines: Sequence[Connection], wait: float) -> list[int]:
+    """Which of them have an answer, or an end, to be read, after `wait` seconds at most."""
+    poll, numbers = select.poll(), {}
+    for number, line in enumerate(lines):
+        fd = line.fileno()
+        if fd < 0:
+            return [number]  # closed: reading it says so
+        numbers[fd] = number
+        poll.register(fd, select.POLLIN)
+    return [numbers[fd] for fd, _ in poll.poll(wait * 1000)]

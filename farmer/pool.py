@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from farmer.arguments import check_seeds, check_whole
-from farmer.courier import Courier, Reply
+from farmer.courier import Courier, Reply, fetch
 from farmer.keeper import Keeper
 from farmer.placement import Placement
 from farmer.places import LOST_BUCKETS, Farm, Place, total
@@ -217,7 +217,9 @@ class Farmer:
                     raise BadSlot("slot %d is not vacant: its episode runs, or a command is under way" % slot)
             _check_once(slots)
             bodies = [codec.encode({"seed": seed, "options": options}) for seed in seeds]
-            self._dispatch(slots, protocol.RESET, bodies)
+            couriers = self._dispatch(slots, protocol.RESET, bodies)
+        for courier in couriers:
+            courier.begin()
 
     def send(self, actions: Any, slots: Sequence[int], repeat: int = 1) -> None:
         """Gives each slot its next action; all are checked before any is sent.
@@ -249,8 +251,8 @@ class Farmer:
         return self.collect(1, timeout)
 
     def hand_over(self, actions: Any, slots: Sequence[int]) -> None:
-        """`send` for a caller who collects next: no thread is woken for what his own call can carry."""
-        self._send(actions, slots, 1, self.busy > 0)
+        """`send` for a caller who collects next: the call that waits for the results takes the actions along."""
+        self._send(actions, slots, 1, False)
 
     def wait_vacant(self, slots: set[int], timeout: float) -> list[int]:
         """Those of the slots that are vacant, as soon as there is one; none after `timeout` seconds."""
@@ -264,7 +266,7 @@ class Farmer:
                     return found
                 self._arrived.wait(min(left, 0.5))  # after a failed reset a slot is vacant by time alone
 
-    def _send(self, actions: Any, slots: Sequence[int], repeat: int, wake: bool) -> None:
+    def _send(self, actions: Any, slots: Sequence[int], repeat: int, begin: bool) -> None:
         self._check_open()
         slots = [int(slot) for slot in slots]
         if len(actions) != len(slots):
@@ -280,8 +282,10 @@ class Farmer:
                     raise BadSlot("slot %d %s" % (slot, what))
             _check_once(slots)
             there = [(slot, body) for slot, body in zip(slots, bodies, strict=True) if slot not in lost]
-            if there:
-                self._dispatch([slot for slot, _ in there], protocol.STEP, [body for _, body in there], wake)
+            couriers = self._dispatch([slot for slot, _ in there], protocol.STEP, [body for _, body in there])
+        if begin:
+            for courier in couriers:
+                courier.begin()
 
     def recv(self, min_ready: int = 1, timeout: float | None = 60.0) -> Batch:
         """Collect the results that are in, at least `min_ready` of them.
@@ -307,18 +311,28 @@ class Farmer:
             self._check_open()
             if not (self._rows or self._sent) and (self._vacant() or any(place.episode for place in self._places)):
                 raise NothingSent("recv with no command under way: reset or send first")
-        self._drive(min_ready, deadline)
-        with self._lock:
-            while not self._enough(min_ready):
+        is_first = True
+        while True:
+            with self._lock:
+                if self._enough(min_ready):
+                    break
                 left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
+                if left is not None and left <= 0 and not is_first:  # what is there comes in any case
                     if self._rows:
                         break
                     raise FarmTimeout(
                         "no result within %s s; under way: %d\n%s" % (timeout, self.busy, self._troubles())
                     )
-                # Slots that wait after a failed reset become vacant by time alone, without a notification.
-                self._arrived.wait(left if self._sent else min(left or 0.5, 0.5))
+                couriers = self._couriers_at_work(min_ready)
+            is_first = False
+            wait = 60.0 if left is None else max(0.0, left)
+            if fetch(couriers, wait):
+                continue
+            with self._lock:
+                if not self._enough(min_ready):
+                    # Slots that wait after a failed reset become vacant by time alone, without a notification.
+                    self._arrived.wait(left if self._sent else min(left or 0.5, 0.5))
+        with self._lock:
             rows = list(self._rows)
             self._rows.clear()
         return rows
@@ -390,21 +404,12 @@ class Farmer:
         now = time.monotonic()
         return [p.slot for p in self._places if p.here and p.idle and now >= p.not_before]
 
-    def _drive(self, min_ready: int, deadline: float | None) -> None:
-        """Where one farm has all that is under way, the caller fetches the results himself."""
-        with self._lock:
-            busy = [farm for farm in self._farms if farm.sent]
-            for farm in busy:
-                if farm.courier is not None:
-                    farm.courier.want(min_ready >= len(self._rows) + self._sent)
-            courier = busy[0].courier if len(busy) == 1 else None
-        while courier is not None and not self._closed:
-            with self._lock:
-                if self._enough(min_ready) or not self._sent:
-                    return
-            left = 60.0 if deadline is None else deadline - time.monotonic()
-            if left <= 0 or not courier.drive(left):
-                return
+    def _couriers_at_work(self, min_ready: int) -> list[Courier]:
+        """Those with commands under way; they are told what the caller waits for."""
+        couriers = [farm.courier for farm in self._farms if farm.sent and farm.courier is not None]
+        for courier in couriers:
+            courier.want(min_ready >= len(self._rows) + self._sent)
+        return couriers
 
     def _enough(self, min_ready: int) -> bool:
         self._check_open()  # another thread may close while this one waits
@@ -423,7 +428,8 @@ class Farmer:
             raise BadSlot("slot %r: this pool has slots 0 to %d" % (slot, len(self._places) - 1))
         return self._places[slot]
 
-    def _dispatch(self, slots: list[int], kind: int, bodies: list[bytes], wake: bool = True) -> None:
+    def _dispatch(self, slots: list[int], kind: int, bodies: list[bytes]) -> list[Courier]:
+        """Queues commands, each with its farm's courier; the couriers that have some now."""
         by_farm: dict[Farm, list[Any]] = {}
         now = time.perf_counter()
         for slot, body in zip(slots, bodies, strict=True):
@@ -439,9 +445,12 @@ class Farmer:
                 self._finish(place, protocol.LOST, None, why, "lost with its farm")
                 continue
             by_farm.setdefault(place.farm, []).append([place.far, place.seq, kind, body])
+        couriers = []
         for farm, commands in by_farm.items():
             assert farm.courier is not None
-            farm.courier.put(commands, wake or len(by_farm) > 1)
+            farm.courier.put(commands)
+            couriers.append(farm.courier)
+        return couriers
 
     def _on_replies(self, farm: Farm, courier: Courier, replies: list[Reply]) -> None:
         now = time.perf_counter()
