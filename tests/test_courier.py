@@ -1,0 +1,209 @@
+"""Who makes the calls to a farm: the caller while he is there, the courier's threads while he is not."""
+
+import collections
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+from farms import running_farm
+from helpers import poll_until
+
+from farmer import Farmer
+from farmer import courier as courier_module
+from farmer.connection import Connection
+
+COUNTING = "environments:CountingEnv"
+SLOW = "environments:SlowEnv"
+LENGTH = 10_000
+
+
+@pytest.fixture(scope="module")
+def farm():
+    with running_farm(COUNTING, slots=4, kwargs={"length": LENGTH}) as farm:
+        yield farm
+
+
+@pytest.fixture(scope="module")
+def slow_farm():
+    """Sleeps as long as an action says."""
+    with running_farm(SLOW, slots=4) as farm:
+        yield farm
+
+
+@pytest.fixture
+def readers(monkeypatch):
+    """How often each thread has read an answer with replies in it, by the name of the thread."""
+    counts = collections.Counter()
+    finish = Connection.finish
+
+    def counted(self):
+        replies = finish(self)
+        if replies:
+            counts[threading.current_thread().name.split()[0]] += 1
+        return replies
+
+    monkeypatch.setattr(Connection, "finish", counted)
+    return counts
+
+
+def started(farmer):
+    slots = farmer.vacant()
+    farmer.reset(slots)
+    assert len(farmer.recv(min_ready=len(slots))) == len(slots)
+    return slots
+
+
+def actions(count):
+    return np.zeros((count, 1), np.float32)
+
+
+def whoever_is_ready(farmer, slots, batches):
+    ready, seen = np.array(slots), collections.Counter()
+    for _ in range(batches):
+        farmer.send(actions(len(ready)), ready)
+        batch = farmer.recv()
+        ready = batch.slot
+        seen.update(ready.tolist())
+        assert not batch.lost.any()
+    return seen
+
+
+def test_a_caller_who_sends_and_receives_makes_the_calls_himself(farm, readers):
+    with Farmer(COUNTING, [(farm.address, 4)]) as farmer:
+        slots = started(farmer)
+        readers.clear()
+        seen = whoever_is_ready(farmer, slots, 300)
+        assert sorted(seen) == slots
+    assert readers["MainThread"] > 0.5 * sum(readers.values()), readers
+
+
+def test_he_does_so_with_two_farms(farm, readers):
+    with (
+        running_farm(COUNTING, slots=2, kwargs={"length": LENGTH}) as other,
+        Farmer(COUNTING, [(farm.address, 2), (other.address, 2)]) as farmer,
+    ):
+        slots = started(farmer)
+        readers.clear()
+        seen = whoever_is_ready(farmer, slots, 300)
+        assert sorted(seen) == slots
+        ledger = farmer.status()["ledger"]
+        assert ledger["sent"] == ledger["done"] + ledger["under way"]
+    assert readers["MainThread"] > 0.5 * sum(readers.values()), readers
+
+
+def test_a_threads_work_goes_back_to_the_caller_who_waits_for_it(slow_farm, readers):
+    with Farmer(SLOW, [(slow_farm.address, 4)]) as farmer:
+        slots = started(farmer)
+        farmer.send([[0.3], [0.6], [0.6], [0.6]], slots)
+        poll_until(lambda: _is_held(farmer), 30, "a thread at the farm")
+        ready = farmer.recv().slot
+        readers.clear()
+        for _ in range(100):
+            farmer.send([[0.01]] * len(ready), ready)
+            ready = farmer.recv().slot
+    assert readers["MainThread"] > 0.5 * sum(readers.values()), readers
+
+
+def _is_held(farmer):
+    return farmer._farms[0].courier._line is courier_module.Line.HELD
+
+
+def test_while_the_caller_is_away_a_thread_brings_the_results(farm, readers):
+    with Farmer(COUNTING, [(farm.address, 4)]) as farmer:
+        slots = started(farmer)
+        for _ in range(3):
+            readers.clear()
+            for slot in slots:
+                farmer.send(actions(1), [slot])
+            poll_until(lambda: len(farmer._rows) == 4, 30, "the results, without a recv")
+            assert readers["MainThread"] == 0, readers
+            assert sorted(farmer.recv().slot.tolist()) == slots
+
+
+def test_what_came_since_the_first_result_comes_with_it(slow_farm, monkeypatch):
+    monkeypatch.setattr(courier_module, "AWAY", 60.0)  # no thread helps
+    with Farmer(SLOW, [(slow_farm.address, 4)]) as farmer:
+        slots = started(farmer)
+        farmer._farms[0].courier.want(False)
+        farmer.send([[0.01], [0.1], [0.1], [0.1]], slots)
+        poll_until(lambda: _is_answered(farmer), 30, "the first result")
+        time.sleep(2.0)  # twenty times as long as the others take
+        assert sorted(farmer.recv(min_ready=1).slot.tolist()) == slots
+
+
+def _is_answered(farmer):
+    line = farmer._farms[0].courier._poll_line
+    return bool(courier_module._readable([line], 0.0))
+
+
+def test_without_a_wait_recv_takes_what_is_there(farm, monkeypatch):
+    monkeypatch.setattr(courier_module, "AWAY", 60.0)
+    with Farmer(COUNTING, [(farm.address, 4)]) as farmer:
+        slots = started(farmer)
+        farmer.send(actions(4), slots)
+        poll_until(lambda: _is_answered(farmer), 30, "the first result")
+        assert len(farmer.recv(min_ready=4, timeout=0)) >= 1
+
+
+def test_actions_that_are_large_are_sent_by_a_thread(farm, monkeypatch):
+    monkeypatch.setattr(courier_module, "LITTLE", 0)
+    began = collections.Counter()
+    begin = Connection.begin
+
+    def counted(self, lease, commands, *args):
+        if commands:
+            began[threading.current_thread().name.split()[0]] += 1
+        return begin(self, lease, commands, *args)
+
+    monkeypatch.setattr(Connection, "begin", counted)
+    with Farmer(COUNTING, [(farm.address, 4)]) as farmer:
+        slots = started(farmer)
+        began.clear()
+        farmer.send(actions(4), slots)
+        poll_until(lambda: len(farmer._rows) == 4, 30, "the results, without a recv")
+    assert set(began) <= {"poller", "sender"}, began
+
+
+def test_ctrl_c_while_he_waits_costs_no_step_and_no_connection():
+    with running_farm(SLOW, slots=2) as farm, Farmer(SLOW, [(farm.address, 2)]) as farmer:
+        slots = started(farmer)
+        line = farmer._farms[0].courier._poll_line
+        farmer.send([[1.0], [1.0]], slots)
+        interrupt = threading.Timer(0.2, lambda: psutil.Process().send_signal(2))
+        interrupt.start()
+        with pytest.raises(KeyboardInterrupt):
+            farmer.recv(min_ready=2)
+        interrupt.join()
+        batch = farmer.recv(min_ready=2)
+        assert sorted(batch.slot.tolist()) == slots
+        assert not batch.lost.any()
+        assert farmer._farms[0].courier._poll_line is line
+
+
+@pytest.mark.slow
+def test_a_line_whose_holder_was_interrupted_is_taken_from_him(farm):
+    with Farmer(COUNTING, [(farm.address, 4)]) as farmer:
+        slots = started(farmer)
+        farmer.send(actions(4), slots)
+        courier = farmer._farms[0].courier
+        poll_until(courier._hold, 30, "the line")  # and never lets go of it, as after a Ctrl-C at the worst instant
+        batch = farmer.recv(min_ready=4, timeout=60)
+        assert sorted(batch.slot.tolist()) == slots
+        assert not batch.lost.any()
+        whoever_is_ready(farmer, slots, 20)
+
+
+def test_a_farm_that_has_forgotten_the_lease_is_told_by_the_caller_too(farm):
+    with Farmer(COUNTING, [(farm.address, 4)]) as farmer:
+        slots = started(farmer)
+        courier = farmer._farms[0].courier
+        line = courier._another(5.0)
+        line.release(courier.lease)
+        line.close()
+        farmer.send(actions(4), slots)
+        batch = farmer.recv(min_ready=4)
+        assert batch.lost.all()
+        poll_until(lambda: farmer.vacant() == slots, 30, "the slots again")
+        started(farmer)
