@@ -39,14 +39,9 @@ format: $(VENV)/.made ## let ruff rewrite what it can
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-bench: $(VENV)/.made ## what a remote step costs and where it goes, beside other libraries, about 25 minutes
-	-$(VENV)/bin/python benchmarks/peers.py vector remote-gym
-	$(VENV)/bin/python benchmarks/step_latency.py
-	$(VENV)/bin/python benchmarks/step_parts.py
-	$(VENV)/bin/python benchmarks/memory.py
-	$(VENV)/bin/python benchmarks/throughput.py
-	$(VENV)/bin/python benchmarks/placement.py
-	$(VENV)/bin/python benchmarks/wallclock.py
+bench: $(VENV)/.made $(OSIM)/.made ## what a step costs, beside other libraries and at scale, into docs/benchmarks.md, about 50 minutes
+	-$(VENV)/bin/python benchmarks/peers.py vector remote-gym osim
+	$(VENV)/bin/python benchmarks/page.py
 
 osim: $(OSIM)/.made ## make the OpenSim environment, .venv-osim
 

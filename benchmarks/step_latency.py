@@ -18,6 +18,7 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
+from peer_table import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -104,6 +105,7 @@ def main() -> None:
     print("|---|---|---|---|")
     print("| 1 | %.0f | %.0f | %.2f |" % (figures[0], figures[1], figures[0] / figures[1]))
     print("| 8 | %.0f | %.0f | %.2f |" % (figures[2], figures[3], figures[2] / figures[3]))
+    print("\n%s." % machine())
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import psutil
+from peer_table import machine
 from step_latency import Noop, start_farm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -216,6 +217,7 @@ def main() -> None:
     print("| %d slots; us for one environment step | wall | processor | of it |\n|---|---|---|---|" % slots)
     for part in parts:
         print(part.row())
+    print("\n%s." % machine())
 
 
 if __name__ == "__main__":
