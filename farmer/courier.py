@@ -76,6 +76,7 @@ class Courier:
         self._under_way: set[tuple[int, int]] = set()
         self._together = False  # the reader wants everything that is under way
         self._line = Line.FREE
+        self._holder = 0  # the thread that made it HELD
         self._begun = 0.0  # when the call was sent that is on the poll line
         self._seen = time.monotonic()  # when the farm last answered
         self._left = 0.0  # when the caller was last here; 0: the poller need not wait for him
@@ -145,7 +146,7 @@ class Courier:
 
     def _taken(self) -> tuple[list[Command], int]:
         """Holds the line, which is free: the commands to go, and how many replies are wanted together."""
-        self._line, self._begun = Line.HELD, time.monotonic()
+        self._line, self._holder, self._begun = Line.HELD, threading.get_ident(), time.monotonic()
         commands, self._queue = self._queue, []
         return commands, len(self._under_way) if self._together else 1
 
@@ -164,6 +165,8 @@ class Courier:
 
     def _read(self, is_caller: bool) -> None:
         """Waits for the answer, frees the line, and hands over what came."""
+        if not self._is_mine():
+            return  # it took so long that the poller has given the call up
         try:
             replies = self._poll_line.finish()
         except FarmError:  # should the lease be lost, the question about the commands will tell
@@ -173,16 +176,19 @@ class Courier:
             self._give_up()
             raise
         with self._state:
-            self._line = Line.FREE
+            self._line, self._holder = Line.FREE, 0
             self._seen = time.monotonic()
             self._left = self._seen if is_caller or (self._wanted and not self._queue) else 0.0
             self._wanted = False
-        self._take(replies)
+        self._take(replies, is_caller)
+
+    def _is_mine(self) -> bool:
+        return self._line is Line.HELD and self._holder == threading.get_ident()
 
     def _give_up(self) -> None:
         """The poller finds out what became of the call."""
         with self._state:
-            self._broken, self._line = True, Line.FREE
+            self._broken, self._line, self._holder = True, Line.FREE, 0
             self._state.notify()
 
     def _hold(self) -> bool:
@@ -192,7 +198,7 @@ class Courier:
                 self._wanted = self._line is Line.HELD
                 return False
             if self._line is Line.OPEN:
-                self._line = Line.HELD
+                self._line, self._holder = Line.HELD, threading.get_ident()
                 return True
             commands, together = self._taken()
         return self._write(commands, WAIT, together)
@@ -201,8 +207,8 @@ class Courier:
         """The caller goes on with something else; what came up meanwhile is sent."""
         with self._state:
             self._left = time.monotonic()
-            if self._line is Line.HELD:
-                self._line = Line.OPEN
+            if self._is_mine():
+                self._line, self._holder = Line.OPEN, 0
                 if self._left > self._begun + WAIT + ANSWER_LIMIT:
                     self._give_up()
             waiting = self._queue and self._line is Line.FREE
@@ -256,7 +262,7 @@ class Courier:
             if not broken:
                 wait = WAIT if self._under_way else 0.0
                 commands, together = ([], 0) if is_open else self._taken()
-                self._line = Line.HELD
+                self._line, self._holder = Line.HELD, threading.get_ident()
         if broken:
             self._recover()
         elif is_open or self._write(commands, wait, together):
@@ -301,7 +307,7 @@ class Courier:
             try:
                 if self._send_line is None:
                     self._send_line = self._another(RECONNECT_LIMIT)
-                self._take(self._asked(self._send_line, commands, number, WAIT + ANSWER_LIMIT))
+                self._take(self._asked(self._send_line, commands, number, WAIT + ANSWER_LIMIT), False)
             except FarmError:
                 with self._state:
                     if self._send_line is not None:
@@ -348,16 +354,20 @@ class Courier:
             self._number += 1
             queued = {(command[0], command[1]) for command in self._queue}
             asked = [[slot, seq, protocol.ASK, b""] for slot, seq in sorted(self._under_way - queued)]
-        self._take(self._asked(line, asked, self._number, limit))
+        self._take(self._asked(line, asked, self._number, limit), False)
         with self._state:
             self._broken, self._line, self._left = False, Line.FREE, 0.0
 
-    def _take(self, replies: list[Reply]) -> None:
+    def _take(self, replies: list[Reply], is_caller: bool) -> None:
         if not replies:
             return
         with self._state:
             self._under_way.difference_update((reply[0], reply[1]) for reply in replies)
         self._on_replies(replies)  # among them the second of two, after an ASK: its number tells the pool
+        with self._state:
+            if self._queue and not is_caller:  # what follows an episode's end is not to wait for the caller
+                self._left = 0.0
+                self._state.notify()
 
     def _lose(self, error: FarmError) -> None:
         with self._state:

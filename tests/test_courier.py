@@ -60,8 +60,10 @@ def actions(count):
 
 
 def whoever_is_ready(farmer, slots, batches):
+    """That many batches, and more until every slot was among them."""
     ready, seen = np.array(slots), collections.Counter()
-    for _ in range(batches):
+    while batches > 0 or len(seen) < len(slots):
+        batches -= 1
         farmer.send(actions(len(ready)), ready)
         batch = farmer.recv()
         ready = batch.slot
@@ -193,6 +195,19 @@ def test_a_line_whose_holder_was_interrupted_is_taken_from_him(farm):
         assert sorted(batch.slot.tolist()) == slots
         assert not batch.lost.any()
         whoever_is_ready(farmer, slots, 20)
+
+
+def test_a_caller_who_was_held_up_does_not_let_go_of_what_a_thread_holds_now(slow_farm):
+    with Farmer(SLOW, [(slow_farm.address, 4)]) as farmer:
+        slots = started(farmer)
+        farmer.send([[0.0], [3.0], [3.0], [3.0]], slots)
+        courier = farmer._farms[0].courier
+        poll_until(courier._hold, 30, "the line")
+        courier._read(is_caller=True)
+        poll_until(lambda: _is_held(farmer), 30, "a thread at the farm, in the caller's place")
+        courier._let_go()
+        assert _is_held(farmer)
+        assert sorted(farmer.recv(min_ready=4).slot.tolist()) == slots
 
 
 def test_a_farm_that_has_forgotten_the_lease_is_told_by_the_caller_too(farm):
