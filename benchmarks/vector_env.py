@@ -1,9 +1,9 @@
 """The environments of throughput.py, large.py and memory.py: 22 floats in, 339 floats out, or a large array.
 
-`Steps` sleeps as long as its action says. Sizes are those of OpenSim's L2M2019. The first of an action is the sleep in seconds, 0 for none. Every number of
-the observation repeats the action's second one, so who gets another step's answer sees it. `Frames` does nothing but
-that, at the first number and the last. A farm's worker needs numpy alone for them; `gym_steps` and `gym_frames` are the
-same for those that want a gymnasium.Env.
+`Steps` sleeps as long as its action says. Sizes are those of OpenSim's L2M2019. The first number of an action is the
+sleep in seconds, 0 for none. Every number of the observation repeats the action's second one, so who gets another
+step's answer sees it. `Frames` does nothing but that, at the first number and the last. A farm's worker needs numpy
+alone for them; `gym_steps` and `gym_frames` are the same for those that want a gymnasium.Env.
 """
 
 from __future__ import annotations

@@ -92,11 +92,34 @@ def checksum(words, rows):
     return crc
 
 
+LONG = 1 << 16  #: bytes of a body from which on a copy of it costs more than a look at what is to be read
+
+
 class FrameReader(object):
-    """Cuts a stream of bytes into frames, however the bytes are dealt out."""
+    """Cuts a stream of bytes into frames, however the bytes are dealt out.
+
+    Who can read into memory asks `room` first, and so spares long bodies a copy:
+
+        room = reader.room()
+        frames = reader.feed(os.read(fd, size)) if room is None else reader.filled(os.readv(fd, [room]))
+    """
 
     def __init__(self):
         self._buffer = bytearray()
+        self._long = None  # the long body that is being read: (kind, flags, seq, body)
+        self._got = 0  # bytes of it
+
+    def room(self):
+        """Where the next bytes of the stream belong, when a long body is being read; else None."""
+        return None if self._long is None else memoryview(self._long[3])[self._got :]
+
+    def filled(self, count):
+        """So many bytes were read into `room`; returns frames as `feed` does. This body is a bytearray."""
+        self._got += count
+        if self._got < len(self._long[3]):
+            return []
+        frame, self._long = self._long, None
+        return [frame]
 
     def feed(self, data):
         """Takes the next bytes of the stream; returns the frames that are whole now.
@@ -107,6 +130,12 @@ class FrameReader(object):
         Raises:
             FrameError: the stream holds something that is no frame; the reader is of no further use.
         """
+        if self._long is not None:
+            taken = data[: len(self._long[3]) - self._got]
+            self.room()[: len(taken)] = taken
+            frames = self.filled(len(taken))
+            rest = data[len(taken) :]
+            return frames + self.feed(rest) if rest else frames
         buffer = self._buffer
         if not buffer and len(data) >= HEADER.size:
             kind, flags, seq, length = HEADER.unpack_from(data)
@@ -121,6 +150,10 @@ class FrameReader(object):
                 raise FrameError("not a frame: kind %d, body of %d bytes" % (kind, length))
             end = start + HEADER.size + length
             if len(buffer) < end:
+                if length > LONG:
+                    self._long, self._got = (kind, flags, seq, bytearray(length)), len(buffer) - start - HEADER.size
+                    self._long[3][: self._got] = buffer[start + HEADER.size :]
+                    start = len(buffer)
                 break
             frames.append((kind, flags, seq, bytes(buffer[start + HEADER.size : end])))
             start = end
