@@ -388,7 +388,9 @@ class Farmer:
 
     def _vacant(self) -> list[int]:
         now = time.monotonic()
-        return [p.slot for p in self._places if p.here and p.idle and now >= p.not_before]
+        # Busy ones are told first and at the least cost: a trainer asks this after each batch, over all slots.
+        idle = [p for p in self._places if p.sent is None and not p.episode]
+        return [p.slot for p in idle if p.here and now >= p.not_before]
 
     def _drive(self, min_ready: int, deadline: float | None) -> None:
         """Where one farm has all that is under way, the caller fetches the results himself."""

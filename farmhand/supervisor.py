@@ -389,11 +389,11 @@ class Supervisor:
             if line > lease.line:
                 lease.line = line
                 lease.bell.ring()  # a call that waits on the old line ends now and takes nothing with it
-            held = set(lease.slots)
             for number, seq, kind, body in commands:
-                if number not in held:
+                slot = self.slots[number] if 0 <= number < len(self.slots) else None
+                if slot is None or slot.lease != token:
                     raise LeaseLost("slot %r is not in this lease" % (number,))
-                self._command(lease, self.slots[number], kind, seq, body)
+                self._command(lease, slot, kind, seq, body)
             lease.waiting += 1
         try:
             return self._replies(lease, wait, together, line)
