@@ -111,7 +111,9 @@ class Connection:
     def exchange(
         self, lease: str, commands: list[Any], wait: float, together: int = 1, line: int = 0, limit: float | None = None
     ) -> list[Any]:
-        """Hands over commands [slot, seq, kind, body]; returns replies [slot, seq, kind, flags, body].
+        """Hands over commands [slot, seq, kind, body]; returns replies [slot, seq, kind, flags, body, crc].
+
+        A reply's `crc` is what `codec.decode` takes with its body.
 
         Args:
             lease: whose slots they are for.
@@ -132,13 +134,14 @@ class Connection:
         answer = self._call("exchange", lease, commands, wait, together, line, check)
         try:
             replies, told = answer
-            whole = protocol.checksum([check], replies) == told
+            sums = protocol.sums(replies)
+            whole = protocol.checksum([check], replies, sums) == told
         except (TypeError, ValueError, IndexError):
             whole = False
         if not whole:
             self.close()
             raise MessageDamaged("an answer of the farm at %s was changed on its way here" % self.address)
-        return list(replies)
+        return [[*reply, crc] for reply, crc in zip(replies, sums, strict=True)]
 
     def release(self, lease: str, slots: list[int] | None = None) -> None:
         """Ends a lease, or takes some slots out of it."""

@@ -89,13 +89,16 @@ class Values:
 
     # Results.
 
-    def transition(self, body: bytes) -> tuple[Any, ...] | None:
-        """A sound TRANSITION like one that was seen before, decoded; None says nothing about the body."""
+    def transition(self, body: bytes, crc: int | None = None) -> tuple[Any, ...] | None:
+        """A sound TRANSITION like one that was seen before, decoded; None says nothing about the body.
+
+        Args: as of `codec.decode`.
+        """
         known = self._result_forms.get(codec.front_of(body))
         if known is None:
             return None
         form, shape, dtype, terminated, truncated = known
-        start = form.start_in(body)
+        start = form.start_in(body, crc)
         if start is None:
             return None
         obs: np.ndarray = np.ndarray(shape, dtype, body, start).copy()

@@ -26,7 +26,7 @@ This file runs unchanged on Python 2.7 to 3.13, with nothing but the standard li
 import struct
 import zlib
 
-VERSION = 3  #: a host and a farm work together only when this number is the same on both sides
+VERSION = 4  #: a host and a farm work together only when this number is the same on both sides
 
 # Commands.
 CONSTRUCT = 1
@@ -61,6 +61,7 @@ TRUNCATED = 2
 
 HEADER = struct.Struct("!BBQI")  #: kind, flags, sequence number, length of the body
 
+CODEC_SUM_AT = 8  #: where in a body that begins over which the codec's checksum goes (wire/codec.py)
 MAX_BODY = 1 << 28  #: bytes; a longer body is refused before a byte of it is read
 
 
@@ -80,16 +81,20 @@ def head(kind, seq, length, flags=0):
     return HEADER.pack(kind, flags, seq, length)
 
 
-def checksum(words, rows):
+def sums(rows):
+    """The CRC-32 of each row's body, from where the codec's begins: `codec.decode` takes it, and so need not go over
+    a large one again."""
+    return [zlib.crc32(memoryview(row[-1])[CODEC_SUM_AT:]) for row in rows]
+
+
+def checksum(words, rows, of_bodies=None):
     """CRC-32 over plain words and over rows that end with a body: what one exchange hands over, in either direction.
 
     TCP's own sum lets one damaged segment in 65,536 through. A body has the codec's, but the numbers beside it say
-    whose it is. For host and farm only, both of Python 3: `repr` differs on 2.7.
+    whose it is. For host and farm only, both of Python 3: `repr` differs on 2.7. `of_bodies` are their `sums`.
     """
-    crc = zlib.crc32(repr((words, [row[:-1] for row in rows])).encode())
-    for row in rows:
-        crc = zlib.crc32(row[-1], crc)
-    return crc
+    fronts = [(row[:-1], bytes(row[-1][:CODEC_SUM_AT])) for row in rows]
+    return zlib.crc32(repr((words, fronts, sums(rows) if of_bodies is None else of_bodies)).encode())
 
 
 LONG = 1 << 16  #: bytes of a body from which on a copy of it costs more than a look at what is to be read
