@@ -113,7 +113,7 @@ class Connection:
     ) -> list[Any]:
         """Hands over commands [slot, seq, kind, body]; returns replies [slot, seq, kind, flags, body, crc].
 
-        A reply's `crc` is what `codec.decode` takes with its body.
+        A reply's `crc` is what `codec.decode` takes with its body, of a large one.
 
         Args:
             lease: whose slots they are for.
@@ -127,7 +127,7 @@ class Connection:
             MessageDamaged: the message or its answer was changed on the way.
             FarmError: no answer, or no such lease.
         """
-        check = protocol.checksum([lease, wait, together, line], commands)
+        check = protocol.checksum([lease, wait, together, line], commands, protocol.sums(commands))
         limit = EXCHANGE_LIMIT if limit is None else limit
         if self._proxy._pyroTimeout != limit:  # setting it costs a system call
             self._proxy._pyroTimeout = limit

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import threading
+import zlib
 
 import interpreters
 import msgpack
@@ -22,6 +23,7 @@ from helpers import poll_until
 from farmer import Farmer, RemoteEnv, make_vec
 from farmer.connection import LONG as LONG_MESSAGE
 from farmer.connection import _Line
+from farmer.values import Values
 from farmhand import gate, supervisor
 from farmhand.catalog import Catalog
 from farmhand.process import PIPE_SIZE
@@ -186,6 +188,57 @@ def test_one_reply_goes_out_however_large_it_is(monkeypatch):
     with farm_here("LargeEnv", MEGABYTE, 2) as address, Farmer(ENV, [(address, 2)]) as pool:
         pool.reset([0, 1], [0, 1])
         assert sorted(whole_batch(pool, 2)) == [0, 1]
+
+
+@pytest.mark.parametrize("size", [10, protocol.LARGE, 5 * protocol.LARGE])
+def test_no_changed_byte_of_an_exchange_gets_by(size):
+    body = codec.encode((np.arange(size, dtype="u1"), np.float64(1.0)))
+    told = protocol.checksum([1], [[2, 3, body]], protocol.sums([[2, 3, body]]))
+    for position in [*range(16), len(body) // 2, len(body) - 1]:
+        damaged = bytearray(body)
+        damaged[position] ^= 1
+        rows = [[2, 3, bytes(damaged)]]
+        assert protocol.checksum([1], rows, protocol.sums(rows)) != told, position
+    for rows in ([[2, 4, body]], [[2, 3, body + b"x"]], [[2, 3, body], [2, 3, body]], []):
+        assert protocol.checksum([1], rows, protocol.sums(rows)) != told
+
+
+def test_what_a_body_says_of_itself_is_held_against_the_sum_that_a_host_has():
+    body = codec.encode((np.zeros(20000, "f4"), np.float64(1.0), False, False, {}, np.float64(2.0)))
+    (crc,) = protocol.sums([[body]])
+    values = Values("x", None, None)
+    values.remember(body, codec.decode(body, crc))
+    assert values.transition(body, crc) is not None
+    damaged = body[:-1] + bytes([body[-1] ^ 1])
+    for other, its in ((body, crc ^ 1), (damaged, *protocol.sums([[damaged]]))):
+        assert values.transition(other, its) is None
+        with pytest.raises(codec.CodecError, match="a damaged message"):
+            codec.decode(other, its)
+
+
+def test_a_host_goes_over_a_large_result_once_to_check_it(monkeypatch):
+    gone_over = {"exchange": 0, "codec": 0}
+
+    class Counting:
+        def __init__(self, name):
+            self.name = name
+
+        def crc32(self, data, *start):
+            gone_over[self.name] += len(data) if threading.current_thread() is threading.main_thread() else 0
+            return zlib.crc32(data, *start)
+
+    with farm_here("LargeEnv", dict(MEGABYTE, length=99), 2) as address, Farmer(ENV, [(address, 2)]) as pool:
+        pool.reset([0, 1], [0, 1])
+        whole_batch(pool, 2)
+        action = np.zeros((2, 1), np.float32)
+        for _ in range(2):  # the first one goes the general way
+            pool.step(action, [0, 1])
+        monkeypatch.setattr(protocol, "zlib", Counting("exchange"))
+        monkeypatch.setattr(codec, "_crc32", Counting("codec").crc32)
+        assert pool.step(action, [0, 1]).obs.nbytes == 2 << 20  # fetched in this thread
+        monkeypatch.undo()
+    assert 2 << 20 < gone_over["exchange"] < 5 << 19
+    assert gone_over["codec"] < 10000
 
 
 @pytest.mark.parametrize("version", interpreters.VERSIONS)

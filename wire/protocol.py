@@ -61,6 +61,7 @@ TRUNCATED = 2
 
 HEADER = struct.Struct("!BBQI")  #: kind, flags, sequence number, length of the body
 
+LARGE = 1 << 14  #: bytes of a body from which on going over it costs more than a second number for it
 CODEC_SUM_AT = 8  #: where in a body that begins over which the codec's checksum goes (wire/codec.py)
 MAX_BODY = 1 << 28  #: bytes; a longer body is refused before a byte of it is read
 
@@ -82,19 +83,23 @@ def head(kind, seq, length, flags=0):
 
 
 def sums(rows):
-    """The CRC-32 of each row's body, from where the codec's begins: `codec.decode` takes it, and so need not go over
-    a large one again."""
-    return [zlib.crc32(memoryview(row[-1])[CODEC_SUM_AT:]) for row in rows]
+    """For rows that end with a body: the CRC-32 of each large one but for its first bytes, None for the others.
+
+    `codec.decode` takes it, so that nobody goes over a megabyte twice.
+    """
+    return [zlib.crc32(memoryview(row[-1])[CODEC_SUM_AT:]) if len(row[-1]) > LARGE else None for row in rows]
 
 
-def checksum(words, rows, of_bodies=None):
+def checksum(words, rows, of_bodies):
     """CRC-32 over plain words and over rows that end with a body: what one exchange hands over, in either direction.
 
     TCP's own sum lets one damaged segment in 65,536 through. A body has the codec's, but the numbers beside it say
-    whose it is. For host and farm only, both of Python 3: `repr` differs on 2.7. `of_bodies` are their `sums`.
+    whose it is. For host and farm only, both of Python 3: `repr` differs on 2.7. `of_bodies` are the rows' `sums`.
     """
-    fronts = [(row[:-1], bytes(row[-1][:CODEC_SUM_AT])) for row in rows]
-    return zlib.crc32(repr((words, fronts, sums(rows) if of_bodies is None else of_bodies)).encode())
+    crc = zlib.crc32(repr((words, [row[:-1] for row in rows])).encode())
+    for row, known in zip(rows, of_bodies):
+        crc = zlib.crc32(row[-1] if known is None else row[-1][:CODEC_SUM_AT] + b"%d" % known, crc)
+    return crc
 
 
 LONG = 1 << 16  #: bytes of a body from which on a copy of it costs more than a look at what is to be read
