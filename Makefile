@@ -39,12 +39,13 @@ format: $(VENV)/.made ## let ruff rewrite what it can
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-bench: $(VENV)/.made ## what a remote step costs and where it goes, beside other libraries, about 25 minutes
+bench: $(VENV)/.made ## what a remote step costs and where it goes, beside other libraries, about 28 minutes
 	-$(VENV)/bin/python benchmarks/peers.py vector remote-gym
 	$(VENV)/bin/python benchmarks/step_latency.py
 	$(VENV)/bin/python benchmarks/step_parts.py
 	$(VENV)/bin/python benchmarks/memory.py
 	$(VENV)/bin/python benchmarks/throughput.py
+	$(VENV)/bin/python benchmarks/large.py
 	$(VENV)/bin/python benchmarks/placement.py
 	$(VENV)/bin/python benchmarks/wallclock.py
 

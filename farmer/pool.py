@@ -468,7 +468,7 @@ class Farmer:
             row.followed = True
         self._dispatch([row.slot for row in rows], protocol.RESET, [NEXT] * len(rows))
 
-    def _read(self, sent: int, kind: int, body: bytes, crc: int | None) -> tuple[Any, str | None, str]:
+    def _read(self, sent: int, kind: int, body: bytes, crc: int | None = None) -> tuple[Any, str | None, str]:
         """What a reply says: its value, why there is none, and the ledger's bucket."""
         if kind == protocol.TRANSITION and sent == protocol.STEP:
             known = self._values.transition(body, crc)
