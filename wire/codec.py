@@ -576,7 +576,10 @@ class Form(object):
 
     def encode(self, *buffers):
         """A message with these buffers, bytes all of them; together they are as long as those of the first one."""
-        return b"".join(self.pieces(*buffers))
+        crc = self._crc
+        for buffer in buffers:
+            crc = _crc32(buffer, crc)
+        return b"".join((_FRONT_SUM.pack(MAGIC, crc & 0xFFFFFFFF), self.front) + buffers)
 
     def pieces(self, *buffers):
         """The same message as pieces in a row, of which the last are these buffers, uncopied."""
