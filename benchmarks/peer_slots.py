@@ -1,4 +1,4 @@
-"""Ours, in a process of its own, as one of the libraries that throughput.py starts."""
+"""Ours, in a process of its own, as one of the libraries that throughput.py and large.py start."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from farmer import Farmer, make_vec
 
-ENV = "vector_env:Steps"
 START_LIMIT = 900.0  #: s for all workers to stand
 
 
 class Pool:
     """A Farmer with an episode in every slot."""
 
-    def __init__(self, farmlist: list[Any], slots: int):
-        self.pool = Farmer(ENV, farmlist, slots=slots)
+    def __init__(self, env: str, farmlist: list[Any], slots: int):
+        self.pool = Farmer(env, farmlist, slots=slots)
         if self.pool.nb_slots != slots:
             raise RuntimeError("%d slots of %d are there: %s" % (self.pool.nb_slots, slots, self.pool.status()))
         self.pool.reset(self.pool.vacant())
@@ -62,15 +61,16 @@ class Pool:
 def main() -> None:
     """Serves until stdin closes."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--env", default="vector_env:Steps")
     parser.add_argument("--farmlist", type=json.loads, required=True, help="[[address, slots], ...]")
     parser.add_argument("--slots", type=int, nargs="+", required=True, help="of each pool; a message names its pool")
     parser.add_argument("--vector", action="store_true", help="and a FarmVectorEnv of as many as the first pool")
     args = parser.parse_args()
     pipe = take_stdout()
     farmlist = [tuple(entry) for entry in args.farmlist]
-    pools = {count: Pool(farmlist, count) for count in args.slots}
+    pools = {count: Pool(args.env, farmlist, count) for count in args.slots}
     first = args.slots[0]
-    envs = make_vec(ENV, first, farmlist) if args.vector else None
+    envs = make_vec(args.env, first, farmlist) if args.vector else None
     if envs is not None:
         envs.reset(seed=0)
 

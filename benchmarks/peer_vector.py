@@ -1,4 +1,4 @@
-"""Other people's vector environments, each in a process of its own, as libraries that throughput.py starts.
+"""Other people's vector environments, each in a process of its own, as libraries that throughput.py and large.py start.
 
 `async` runs in our own Python, which has Gymnasium; the others in environments of peers.py.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from peer_line import answer_all, take_stdout
-from vector_env import Steps, gym_steps
+from vector_env import LARGE, Steps, gym_frames, gym_steps
 from vector_rounds import barrier, whoever_is_ready
 
 HERE = Path(__file__).resolve().parent
@@ -48,11 +49,11 @@ class Async(Vector):
 
     packages = ("gymnasium",)
 
-    def __init__(self, slots: int):
+    def __init__(self, slots: int, make: Callable[[], Any] = gym_steps, shared: bool = True):
         import gymnasium
 
         super().__init__(slots)
-        self.envs = gymnasium.vector.AsyncVectorEnv([gym_steps] * slots)
+        self.envs = gymnasium.vector.AsyncVectorEnv([make] * slots, shared_memory=shared)
         self.envs.reset(seed=0)
 
     def step(self, actions: np.ndarray) -> np.ndarray:
@@ -209,6 +210,11 @@ class TianshouHalf(Tianshou):
 
 LIBRARIES: dict[str, Callable[[int], Vector]] = {
     "async": Async,
+    **{
+        "%s %s" % (how, kind): functools.partial(Async, make=functools.partial(gym_frames, kind), shared=shared)
+        for how, shared in (("async", True), ("async-piped", False))
+        for kind in LARGE
+    },
     "sb3": SB3,
     "ray": RayActors,
     "dm_env_rpc": DmEnvRpc,

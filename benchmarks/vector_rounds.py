@@ -14,7 +14,7 @@ import numpy as np
 from vector_env import ACTIONS
 
 DRAWN = 512  #: sleeps of a slot, begun anew when they are used up
-MARKS = 500  #: numbers that mark steps, below what an action may be
+MARKS = 250  #: numbers that mark steps, below what an action and a byte may be
 
 Exchange = Callable[[Any, Any], "tuple[np.ndarray, np.ndarray]"]
 
@@ -46,7 +46,7 @@ def barrier(
     """Steps all slots together for message["seconds"] at least.
 
     Args:
-        step: actions (slots, ACTIONS) in, observations (slots, OBS) out.
+        step: actions (slots, ACTIONS) in, observations (slots, ...) out.
         slots: how many.
         message: of the parent; see `sleeps`.
         order: the slots of the last observations, where they are not all in a row.
@@ -130,11 +130,12 @@ def whoever_is_ready(exchange: Exchange, slots: int, message: dict[str, Any]) ->
 
 
 def check(obs: np.ndarray, marks: np.ndarray) -> None:
-    """Each observation repeats the mark of its slot's action.
+    """Each observation repeats the mark of its slot's action, at both ends.
 
     Raises:
         WrongAnswer: one does not.
     """
-    seen = obs[:, 0]
-    if seen.shape != marks.shape or (seen != marks).any():
-        raise WrongAnswer("the answers to %s are %s" % (marks, seen))
+    for end in (0, -1):
+        seen = obs.reshape(len(obs), -1)[:, end]
+        if seen.shape != marks.shape or (seen != marks).any():
+            raise WrongAnswer("the answers to %s are %s" % (marks, seen))

@@ -7,12 +7,15 @@ elsewhere.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
+import msgpack
 import Pyro4
 import Pyro4.errors
 import Pyro4.util
@@ -35,6 +38,10 @@ from wire.errors import (
 
 CONNECT_LIMIT = 5.0  #: s for connecting and for the first answer, unless the caller says otherwise
 ANSWER_LIMIT = 3.0  #: s without an answer, after which a call fails
+AT_ONCE = 1 << 14  #: bytes that are taken from a socket at a time
+LONG = (
+    1 << 16
+)  #: bytes from which on memory is kept for them: to get it anew from the system costs more than to fill it
 EXCHANGE_LIMIT = 8.0  #: the same for an exchange, unless the caller says otherwise: more than the longest wait
 
 
@@ -105,7 +112,9 @@ class Connection:
     def exchange(
         self, lease: str, commands: list[Any], wait: float, together: int = 1, line: int = 0, limit: float | None = None
     ) -> list[Any]:
-        """Hands over commands [slot, seq, kind, body]; returns replies [slot, seq, kind, flags, body].
+        """Hands over commands [slot, seq, kind, body]; returns replies [slot, seq, kind, flags, body, crc].
+
+        A reply's `crc` is what `codec.decode` takes with its body, of a large one.
 
         Args:
             lease: whose slots they are for.
@@ -131,7 +140,7 @@ class Connection:
             lease, commands, wait, together, line: as of `exchange`.
             limit: seconds for each of taking the message and giving the answer.
         """
-        self._check = protocol.checksum([lease, wait, together, line], commands)
+        self._check = protocol.checksum([lease, wait, together, line], commands, protocol.sums(commands))
         limit = EXCHANGE_LIMIT if limit is None else limit
         if self._proxy._pyroTimeout != limit:  # setting it costs a system call
             self._proxy._pyroTimeout = limit
@@ -152,13 +161,14 @@ class Connection:
             raise self._in_words(error, "exchange") from error
         try:
             replies, told = self._without_error(answer)
-            whole = protocol.checksum([self._check], replies) == told
+            sums = protocol.sums(replies)
+            whole = protocol.checksum([self._check], replies, sums) == told
         except (TypeError, ValueError, IndexError):
             whole = False
         if not whole:
             self.close()
             raise MessageDamaged("an answer of the farm at %s was changed on its way here" % self.address)
-        return list(replies)
+        return [[*reply, crc] for reply, crc in zip(replies, sums, strict=True)]
 
     def release(self, lease: str, slots: list[int] | None = None) -> None:
         """Ends a lease, or takes some slots out of it."""
@@ -322,9 +332,11 @@ class _Swift(Pyro4.Proxy):
         except BaseException:  # also Ctrl-C: what is still to come would be taken for the next call's answer
             self._pyroRelease()
             raise
+        # As Pyro4 does it, without a copy of the body.
+        value = msgpack.unpackb(body, raw=False, object_hook=_MSGPACK.object_hook, ext_hook=_MSGPACK.ext_hook)
         if answer & sealed.EXCEPTION:
-            raise _MSGPACK.loads(body)
-        return _MSGPACK.loads(body)
+            raise value
+        return value
 
     def _fileno(self) -> int:
         """Of the socket; -1 when it is closed."""
@@ -361,24 +373,47 @@ class _Line(SocketConnection):
     def __init__(self, sock: socket.socket, name: str):
         super().__init__(sock, name)
         self._ahead = b""
+        self._room = memoryview(b"")
 
-    def recv(self, size: int) -> bytes:
+    def send(self, data: bytes) -> None:
+        """Pyro4's own copies what is left after each part that the system took."""
+        try:
+            sealed.send(self.sock, data)
+        except TimeoutError:
+            raise Pyro4.errors.TimeoutError("sending: timeout") from None
+        except OSError as error:
+            raise Pyro4.errors.ConnectionClosedError("sending: connection lost: %s" % error) from None
+
+    def recv(self, size: int) -> sealed.Buffer:
         """Exactly `size` bytes."""
-        parts, got = [self._ahead], len(self._ahead)
+        ahead = self._ahead
+        if size - len(ahead) > LONG:
+            return self._long(size)
+        while len(ahead) < size:
+            ahead += self._received(lambda: self.sock.recv(AT_ONCE))
+        self._ahead = ahead[size:]
+        return ahead[:size]
+
+    def _long(self, size: int) -> memoryview:
+        """The same for a long one, in memory that the next long one is read to as well."""
+        if len(self._room) < size:
+            self._room = memoryview(bytearray(size))
+        data, got = self._room[:size], len(self._ahead)
+        data[:got], self._ahead = self._ahead, b""
         while got < size:
-            try:
-                part = self.sock.recv(max(1 << 14, min(size - got, 1 << 20)))
-            except TimeoutError:
-                raise Pyro4.errors.TimeoutError("receiving: timeout") from None
-            except OSError as error:
-                raise Pyro4.errors.ConnectionClosedError("receiving: connection lost: %s" % error) from None
-            if not part:
-                raise Pyro4.errors.ConnectionClosedError("receiving: the farm closed the connection")
-            parts.append(part)
-            got += len(part)
-        data = b"".join(parts)
-        self._ahead = data[size:]
-        return data[:size]
+            got += self._received(functools.partial(self.sock.recv_into, data[got:]))
+        return data
+
+    def _received(self, recv: Callable[[], Any]) -> Any:
+        try:
+            got = recv()
+        except TimeoutError:
+            raise Pyro4.errors.TimeoutError("receiving: timeout") from None
+        except OSError as error:
+            raise Pyro4.errors.ConnectionClosedError("receiving: connection lost: %s" % error) from None
+        if not got:
+            raise Pyro4.errors.ConnectionClosedError("receiving: the farm closed the connection")
+        return got
 
 
 #: What comes from something that listens, but does not speak as a farm does.

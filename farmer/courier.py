@@ -39,7 +39,7 @@ RECONNECT_LIMIT = 1.0  #: s for one try to connect again
 SETTLE = 0.1  #: s between a broken connection and the question about it: what the farm has got by then, it has read
 
 Command = list[Any]  # [slot, seq, kind, body]
-Reply = list[Any]  # [slot, seq, kind, flags, body]
+Reply = list[Any]  # [slot, seq, kind, flags, body, crc]
 
 log = logging.getLogger("farmer")
 

@@ -402,7 +402,9 @@ class Farmer:
 
     def _vacant(self) -> list[int]:
         now = time.monotonic()
-        return [p.slot for p in self._places if p.here and p.idle and now >= p.not_before]
+        # Busy ones are told first and at the least cost: a trainer asks this after each batch, over all slots.
+        idle = [p for p in self._places if p.sent is None and not p.episode]
+        return [p.slot for p in idle if p.here and now >= p.not_before]
 
     def _couriers_at_work(self, min_ready: int) -> list[Courier]:
         """Those with commands under way; they are told what the caller waits for."""
@@ -457,12 +459,12 @@ class Farmer:
         with self._lock:
             if farm.courier is not courier:
                 return
-            for far, seq, kind, _, body in replies:
+            for far, seq, kind, _, body, crc in replies:
                 place = farm.by_far.get(far)
                 if place is None or place.seq != seq or place.sent is None:
                     farm.dropped += 1  # an answer to nothing that is asked now
                     continue
-                value, why, bucket = self._read(place.sent, kind, body)
+                value, why, bucket = self._read(place.sent, kind, body, crc)
                 self._finish(place, kind, value, why, bucket, now - place.sent_at)
             if self._ended:
                 self._follow()
@@ -475,14 +477,14 @@ class Farmer:
             row.followed = True
         self._dispatch([row.slot for row in rows], protocol.RESET, [NEXT] * len(rows))
 
-    def _read(self, sent: int, kind: int, body: bytes) -> tuple[Any, str | None, str]:
+    def _read(self, sent: int, kind: int, body: bytes, crc: int | None = None) -> tuple[Any, str | None, str]:
         """What a reply says: its value, why there is none, and the ledger's bucket."""
         if kind == protocol.TRANSITION and sent == protocol.STEP:
-            known = self._values.transition(body)
+            known = self._values.transition(body, crc)
             if known is not None:
                 return known, None, "done"
         try:
-            value = codec.decode(body)
+            value = codec.decode(body, crc)
             if kind == protocol.LOST:
                 bucket = value.get("bucket", "crashed")
                 return None, str(value["text"]), bucket if bucket in LOST_BUCKETS else "invalid"

@@ -21,7 +21,6 @@ import numpy as np
 from wire import codec
 from wire.errors import BadAction
 
-SOME = 4096  #: elements up to which a look at the uppermost bytes costs less than a ufunc that is in no cache
 MOST_FORMS = 16  #: headers that are remembered; a farm that goes on inventing them must not fill the memory
 
 _TWO_DOUBLES = struct.Struct("<dd")  # the reward and the seconds, after the observation
@@ -90,24 +89,24 @@ class Values:
 
     # Results.
 
-    def transition(self, body: bytes) -> tuple[Any, ...] | None:
-        """A sound TRANSITION like one that was seen before, decoded; None says nothing about the body."""
+    def transition(self, body: bytes, crc: int | None = None) -> tuple[Any, ...] | None:
+        """A sound TRANSITION like one that was seen before, decoded; None says nothing about the body.
+
+        Args: as of `codec.decode`.
+        """
         known = self._result_forms.get(codec.front_of(body))
         if known is None:
             return None
         form, shape, dtype, terminated, truncated = known
-        start = form.start_in(body)
+        start = form.start_in(body, crc)
         if start is None:
             return None
         obs: np.ndarray = np.ndarray(shape, dtype, body, start).copy()
         reward, seconds = _TWO_DOUBLES.unpack_from(body, len(body) - _TWO_DOUBLES.size)
         if not (math.isfinite(reward) and math.isfinite(seconds)):
             return None
-        if dtype.str == "<f4" and obs.size <= SOME:
-            tops = body[start + 3 : -_TWO_DOUBLES.size : 4]  # all ones in NaN, Inf and what is larger than 1.7e38
-            if b"\x7f" not in tops and b"\xff" not in tops:
-                return obs, reward, terminated, truncated, {}, seconds
-        if not _is_finite(obs):
+        few = dtype.str == "<f4" and obs.size <= codec.FEW_FLOATS
+        if not (few and codec.surely_finite(body[start : -_TWO_DOUBLES.size])) and not _is_finite(obs):
             return None
         return obs, reward, terminated, truncated, {}, seconds
 

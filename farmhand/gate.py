@@ -23,6 +23,7 @@ import inspect
 import logging
 import selectors
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -44,6 +45,7 @@ PROOF_LIMIT = 5.0  #: s from the connection to the end of its proof or greeting
 MESSAGE_LIMIT = 10.0  #: s for a message that has begun, and for an answer to be taken (COMMTIMEOUT)
 FIRST_CALL_LIMIT = 60.0  #: s for the first call on a connection that was let in; a script's user may be typing it
 GREETING_LIMIT = 1 << 16  #: bytes before a caller is known
+LONG = (1 << 16) - 1  #: bytes; msgpack counts those of longer ones in 32 bits, and a copy of those takes its time
 AT_ONCE = 1 << 14  #: bytes that are taken from a socket at a time, or more where a message is longer
 NEWCOMERS = 256  #: at a time; one more, and the one who has waited longest goes
 BACKLOG = 1024  #: connections that the system keeps until they are accepted; Pyro4 has 100
@@ -326,6 +328,15 @@ class Line(SocketConnection):
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RD)
 
+    def send(self, *pieces: sealed.Buffer) -> None:
+        """Pyro4's own copies what is left after each part that the system took."""
+        try:
+            sealed.send(self.sock, *pieces)
+        except TimeoutError:
+            raise Pyro4.errors.TimeoutError("sending: nothing was taken for %g s" % MESSAGE_LIMIT) from None
+        except OSError as error:
+            raise Pyro4.errors.ConnectionClosedError("sending: %s" % error) from None
+
     def begin(self) -> None:
         """The next byte is the first of a message."""
         self._deadline = None
@@ -436,13 +447,16 @@ class GuardedDaemon(Pyro4.Daemon):
             method, args, kwargs = self._call(_decoded(body, serializer, flags))
             Pyro4.current_context.client = conn
             conn.used()
-            result = self._serializer.dumps(method(*args, **kwargs))
-            reply = sealed.packed(sealed.RESULT, seq, result, seal)
+            result = method(*args, **kwargs)
+            if isinstance(result, LongAnswer):
+                reply = sealed.in_pieces(sealed.RESULT, seq, _pieces(result, self._serializer.dumps), seal)
+            else:
+                reply = [sealed.packed(sealed.RESULT, seq, self._serializer.dumps(result), seal)]
         except Exception as error:  # of the call: the caller gets it
             lines = Pyro4.util.formatTraceback(detailed=False)
             self._sendExceptionResponse(conn, seq, sealed.MSGPACK, error, lines)
             return
-        conn.send(reply)
+        conn.send(*reply)
 
     def _call(self, call: Any) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
         """The method that a call names, and its arguments.
@@ -463,7 +477,35 @@ class GuardedDaemon(Pyro4.Daemon):
         return Pyro4.util.getAttribute(target, method), args, kwargs
 
 
-def _decoded(body: bytes, serializer: int, flags: int, allowed_flags: int = 0) -> Any:
+class LongAnswer(list[Any]):
+    """Lists of plain values, among them long bytes, which are sent from where they lie."""
+
+
+#: Of msgpack: what stands before the items of a list, and before bytes.
+_HEADS = msgpack.Packer()
+_LONG_BYTES = struct.Struct("!BI")
+
+
+def _pieces(answer: list[Any], dumps: Callable[[Any], bytes]) -> list[bytes | bytearray]:
+    """What msgpack makes of it, with long bytes as pieces of their own."""
+    pieces: list[bytes | bytearray] = [bytearray()]
+    _add(pieces, answer, dumps)
+    return pieces
+
+
+def _add(pieces: list[bytes | bytearray], value: Any, dumps: Callable[[Any], bytes]) -> None:
+    if isinstance(value, list):
+        pieces[-1] += _HEADS.pack_array_header(len(value))
+        for each in value:
+            _add(pieces, each, dumps)
+    elif isinstance(value, (bytes, bytearray)) and len(value) > LONG:
+        pieces[-1] += _LONG_BYTES.pack(0xC6, len(value))
+        pieces += (value, bytearray())
+    else:
+        pieces[-1] += dumps(value)
+
+
+def _decoded(body: sealed.Buffer, serializer: int, flags: int, allowed_flags: int = 0) -> Any:
     """The plain data in a message's body.
 
     Pyro4's own decoding makes objects of dicts with "__class__" in them, expands zlib without a limit, and gives one

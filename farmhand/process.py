@@ -87,7 +87,7 @@ class WorkerProcess:
         self.stdin, self.stdout = self.popen.stdin.fileno(), self.popen.stdout.fileno()
         for pipe in (self.stdin, self.stdout):
             os.set_blocking(pipe, False)
-            _widen(pipe)
+        self._narrow = {self.stdin, self.stdout}
         # A grandchild may keep the pipe open after the worker's death; the process itself tells it in any case.
         self.pidfd = os.pidfd_open(self.popen.pid) if hasattr(os, "pidfd_open") else None
         self.write(protocol.pack(protocol.CONSTRUCT, 0, codec.encode(order)))
@@ -108,6 +108,8 @@ class WorkerProcess:
             if written == len(frame):
                 return True
             frame = frame[written:]
+            if len(frame) > READ_SIZE:
+                self._widen(self.stdin)
         self._out += frame
         return self.flush()
 
@@ -128,8 +130,11 @@ class WorkerProcess:
         Raises:
             protocol.FrameError: something that is no frame came.
         """
+        room = self._frames.room()
+        if room is not None:
+            return self._read_long(room)
         try:
-            data = os.read(self.stdout, PIPE_SIZE if self.in_the_middle else READ_SIZE)
+            data = os.read(self.stdout, READ_SIZE)
         except BlockingIOError:
             return []
         if not data:
@@ -137,7 +142,39 @@ class WorkerProcess:
         self.received += len(data)
         frames = self._frames.feed(data)
         self.in_the_middle = not frames
+        room = self._frames.room()
+        if room is None:
+            return frames
+        self._widen(self.stdout)
+        return frames + (self._read_long(room) or [])  # the rest of it is mostly there as well
+
+    def _read_long(self, room: memoryview) -> list[tuple[int, int, int, bytes]] | None:
+        """Goes on with a long frame, which is read to where it stays."""
+        try:
+            count = os.readv(self.stdout, [room])
+        except BlockingIOError:
+            return []
+        if not count:
+            return None
+        self.received += count
+        frames = self._frames.filled(count)
+        self.in_the_middle = not frames
         return frames
+
+    def _widen(self, pipe: int) -> None:
+        """Has a pipe take more at a time, once it has carried something long.
+
+        Not each from the start: beyond 64 MB in all pipes of one user Linux gives that user's programs only the
+        smallest ones, and refuses this, unless the farm is root's.
+        """
+        if pipe in self._narrow:
+            import fcntl
+
+            self._narrow.remove(pipe)
+            command = getattr(fcntl, "F_SETPIPE_SZ", None)  # Linux, Python >= 3.10
+            if command is not None:
+                with contextlib.suppress(OSError):  # the default size only costs more reads
+                    fcntl.fcntl(pipe, command, PIPE_SIZE)
 
     # What it is given to do, and until when. Replies come in the order of the commands.
 
@@ -257,15 +294,6 @@ def _signal(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal between the first and the last
         return "signal %d" % number
-
-
-def _widen(pipe: int) -> None:
-    import fcntl
-
-    command = getattr(fcntl, "F_SETPIPE_SZ", None)  # Linux, Python >= 3.10
-    if command is not None:
-        with contextlib.suppress(OSError):  # over the user's limit: the default size only costs more reads
-            fcntl.fcntl(pipe, command, PIPE_SIZE)
 
 
 def _forbid_core(pid: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import Pyro4
 
-from farmhand.gate import MESSAGE_LIMIT, GuardedDaemon
+from farmhand.gate import LONG, MESSAGE_LIMIT, GuardedDaemon, LongAnswer
 from farmhand.supervisor import LONGEST_WAIT, Supervisor
 from wire import codec, protocol
 from wire.errors import FarmError, FarmRefused, MessageDamaged, NoFreeSlot, StartError
@@ -76,11 +76,12 @@ class FarmService:
     def exchange(self, lease: str, commands: list[Any], wait: float, together: int, line: int, check: int) -> Any:
         """Commands in, [replies, checksum] out; see `Supervisor.exchange`."""
         _check_exchange(lease, commands, wait, together, line)
-        if protocol.checksum([lease, wait, together, line], commands) != check:
+        if protocol.checksum([lease, wait, together, line], commands, protocol.sums(commands)) != check:
             raise MessageDamaged("a message was changed on its way; nothing of it was done")
         caller = Pyro4.current_context.client
         replies = self._supervisor.exchange(lease, commands, wait, together, line, caller)
-        return [replies, protocol.checksum([check], replies)]
+        answer = [replies, protocol.checksum([check], replies, protocol.sums(replies))]
+        return LongAnswer(answer) if any(len(reply[4]) > LONG for reply in replies) else answer
 
     @_answer
     def release(self, lease: str, slots: list[int] | None = None) -> None:

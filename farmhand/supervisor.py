@@ -42,6 +42,7 @@ LEASE_LIMIT = 8.0  #: s without a call of its holder, after which a lease is fre
 LONGEST_WAIT = 5.0  #: s that one exchange may be asked to wait
 LOOK_UP = 0.25  #: s after which a waiting exchange looks whether another one has taken the bell that rang for it
 LINGER = 0.005  #: s after the first reply that an exchange waits for the others its host wants together
+MOST_BYTES = 64 << 20  #: of replies that one exchange gives; a message has a limit, and both ends hold it in memory
 STOP_LIMIT = 3.0  #: s that all workers together have for closing their environments when the farm stops
 LEAVE_LIMIT = 2.0  #: s that a worker has for it when it is replaced; its slot does not wait for it
 TRACE_TIME = 0.05  #: s that a worker over its time has to write where it is
@@ -120,6 +121,17 @@ class Lease:
         self.callers[role] = caller
         if before is not None and before is not caller:
             before.hang_up()
+
+    def taken(self) -> list[tuple[int, Reply]]:
+        """The replies that wait for it, and if they are too large for one message the first of them."""
+        found, size = self.outbox, 0
+        for count, (_, reply) in enumerate(found):
+            size += len(reply.body)
+            if size > MOST_BYTES and count:
+                self.outbox = found[count:]
+                return found[:count]
+        self.outbox = []
+        return found
 
     def close(self) -> None:
         """Gives its descriptors back, once it is over and no call waits by them: not when the collector comes by."""
@@ -377,11 +389,11 @@ class Supervisor:
             if line > lease.line:
                 lease.line = line
                 lease.bell.ring()  # a call that waits on the old line ends now and takes nothing with it
-            held = set(lease.slots)
             for number, seq, kind, body in commands:
-                if number not in held:
+                slot = self.slots[number] if 0 <= number < len(self.slots) else None
+                if slot is None or slot.lease != token:
                     raise LeaseLost("slot %r is not in this lease" % (number,))
-                self._command(lease, self.slots[number], kind, seq, body)
+                self._command(lease, slot, kind, seq, body)
             lease.waiting += 1
         try:
             return self._replies(lease, wait, together, line)
@@ -414,8 +426,7 @@ class Supervisor:
                     lingering, deadline = True, min(deadline, time.monotonic() + LINGER)
                 pause = deadline - time.monotonic()
                 if len(lease.outbox) >= together or pause <= 0:
-                    outbox, lease.outbox = lease.outbox, []
-                    return [[number, r.seq, r.kind, r.flags, r.body] for number, r in outbox]
+                    return [[number, r.seq, r.kind, r.flags, r.body] for number, r in lease.taken()]
                 last = self._one_due(lease) if lingering else None
 
     def release(self, token: str, numbers: list[int] | None = None) -> None:

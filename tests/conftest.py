@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pathlib
 import signal
+import sys
 import threading
 import uuid
 
 import psutil
 import pytest
 from helpers import poll_until
+
+# A worker's modules find those of wire by their bare names, and so they must in tests that import them here.
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "wire"))
 
 # Every process that a test starts inherits this, so an orphan is known even after its parent died and it became
 # init's child. It is another one in each run, so two runs beside each other do not see each other's.

@@ -515,3 +515,37 @@ class ChangingEnv(object):
         elif sort == "huge":
             observation[3] = -3e38
         return observation, reward, ended[0], ended[1], info
+
+
+class LargeEnv(object):
+    """Observes an array in which every number says which seed, step and place it is of.
+
+    Terminates after `length` steps. With `echo` the observation is the action, whose space is the same.
+    """
+
+    def __init__(self, shape=(84, 84, 4), dtype="uint8", length=3, echo=False):
+        self.shape = tuple(shape)
+        self.dtype = dtype
+        self.length = length
+        self.echo = echo
+        low, high = (0, 255) if dtype == "uint8" else (-np.inf, np.inf)
+        self.observation_space = Box(low, high, self.shape, dtype)
+        self.action_space = self.observation_space if echo else Box([-1.0], [1.0])
+
+    def look(self):
+        size = int(np.prod(self.shape))
+        first = 1000003 * self.seed + 1009 * self.steps
+        numbers = np.arange(first, first + size) % 999983
+        if self.dtype != "uint8":
+            numbers = numbers / 7.0
+        return numbers.astype(self.dtype).reshape(self.shape)
+
+    def reset(self, seed=None, options=None):
+        self.seed = seed or 0
+        self.steps = 0
+        return self.look(), {}
+
+    def step(self, action):
+        self.steps += 1
+        observation = np.array(action) if self.echo else self.look()
+        return observation, 0.5 * self.steps, self.steps >= self.length, False, {}

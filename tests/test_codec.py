@@ -365,3 +365,18 @@ def test_the_codec_needs_numpy_and_nothing_else():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
     assert not any(name in done.stdout for name in ("gymnasium", "Pyro4", "farmhand", "tensorflow", "pickle5"))
+
+
+# Floats by their uppermost bytes.
+
+
+def test_of_every_exponent_it_is_known_whether_a_float_is_surely_finite():
+    bits = np.arange(1 << 16, dtype="<u4") << 16  # each sign, exponent and beginning of a mantissa
+    for number in bits.view("<f4"):
+        surely = codec.surely_finite(np.array([1.0, number, 0.0], "<f4").tobytes())
+        assert surely <= np.isfinite(number)
+        assert surely == (abs(number) < 2.0**127)  # 1.7e38; False of NaN
+
+
+def test_of_no_floats_all_are_finite():
+    assert codec.surely_finite(b"")

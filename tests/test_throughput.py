@@ -11,12 +11,13 @@ import pytest
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "benchmarks"))
 
+import large
 import memory
 import peers
 import placement
 import throughput
-from vector_env import OBS, Steps, gym_steps
-from vector_rounds import WrongAnswer, barrier, sleeps, whoever_is_ready
+from vector_env import LARGE, OBS, Frames, Steps, gym_frames, gym_steps
+from vector_rounds import WrongAnswer, barrier, check, sleeps, whoever_is_ready
 
 
 class Line:
@@ -99,6 +100,21 @@ def test_the_two_forms_of_the_environment_are_one():
     np.testing.assert_array_equal(Steps.action_space.high, gym_steps().action_space.high)
 
 
+@pytest.mark.parametrize("kind", LARGE)
+def test_large_observations_repeat_the_mark_of_their_action(kind):
+    action = np.zeros(22, np.float32)
+    action[1] = 249
+    for env in (Frames(kind), gym_frames(kind)):
+        obs = env.step(action)[0]
+        assert env.reset()[0].shape == env.observation_space.shape == obs.shape == LARGE[kind][0]
+        assert env.observation_space.dtype == obs.dtype == LARGE[kind][1]
+        obs = env.step(action)[0][None]
+        check(obs, action[1:2])
+        obs[0, -1, -1] += 1
+        with pytest.raises(WrongAnswer):
+            check(obs, action[1:2])
+
+
 @pytest.mark.parametrize("serial", [0.0, 0.001, 0.02])
 def test_the_serial_fraction_is_amdahls(serial):
     speedups = {n: 1 / (serial + (1 - serial) / n) for n in (1, 2, 4, 8, 16, 32, 64)}
@@ -178,6 +194,19 @@ def test_each_other_case_runs_in_short(case, tmp_path, capfd):
     if case == "scaling":
         assert (tmp_path / "scaling.png").read_bytes()[:4] == b"\x89PNG"
         assert str(tmp_path / "scaling.png") in said
+
+
+@pytest.mark.slow
+def test_large_observations_are_measured_in_short(tmp_path, capfd):
+    words = ["--slots", "2", "--rounds", "1", "--seconds", "0.1", "--out", str(tmp_path)]
+    assert large.main(words) == 0
+    rows = table_of(capfd.readouterr().out)
+    libraries = [*throughput.BOTH, *large.PEERS.values()]
+    assert [tuple(row[:3]) for row in rows] == [(kind, "2", name) for kind in LARGE for name in libraries]
+    for row in rows:
+        size = 84 * 84 * 4 if row[0].startswith("84") else 1 << 20
+        assert float(row[4]) == pytest.approx(size / float(row[3]), rel=0.1)
+        assert (row[6] == "") == (row[2] not in throughput.BOTH)
 
 
 @pytest.mark.slow

@@ -322,7 +322,7 @@ def test_a_damaged_message_is_refused_by_the_farm_and_nothing_of_it_is_done(leas
     line, _, lease = leased
     call = lambda commands, check: line._call("exchange", lease, commands, 0.0, 1, 0, check)  # noqa: E731
     commands = [[0, 1, protocol.RESET, RESET]]
-    check = protocol.checksum([lease, 0.0, 1, 0], commands)
+    check = protocol.checksum([lease, 0.0, 1, 0], commands, protocol.sums(commands))
     with pytest.raises(MessageDamaged, match="nothing of it was done"):
         call([[0, 2, protocol.RESET, RESET]], check)
     assert call(commands, check)[0] == []

@@ -26,7 +26,7 @@ This file runs unchanged on Python 2.7 to 3.13, with nothing but the standard li
 import struct
 import zlib
 
-VERSION = 3  #: a host and a farm work together only when this number is the same on both sides
+VERSION = 4  #: a host and a farm work together only when this number is the same on both sides
 
 # Commands.
 CONSTRUCT = 1
@@ -61,6 +61,8 @@ TRUNCATED = 2
 
 HEADER = struct.Struct("!BBQI")  #: kind, flags, sequence number, length of the body
 
+LARGE = 1 << 14  #: bytes of a body from which on going over it costs more than a second number for it
+CODEC_SUM_AT = 8  #: where in a body that begins over which the codec's checksum goes (wire/codec.py)
 MAX_BODY = 1 << 28  #: bytes; a longer body is refused before a byte of it is read
 
 
@@ -80,23 +82,54 @@ def head(kind, seq, length, flags=0):
     return HEADER.pack(kind, flags, seq, length)
 
 
-def checksum(words, rows):
+def sums(rows):
+    """For rows that end with a body: the CRC-32 of each large one but for its first bytes, None for the others.
+
+    `codec.decode` takes it, so that nobody goes over a megabyte twice.
+    """
+    return [zlib.crc32(memoryview(row[-1])[CODEC_SUM_AT:]) if len(row[-1]) > LARGE else None for row in rows]
+
+
+def checksum(words, rows, of_bodies):
     """CRC-32 over plain words and over rows that end with a body: what one exchange hands over, in either direction.
 
     TCP's own sum lets one damaged segment in 65,536 through. A body has the codec's, but the numbers beside it say
-    whose it is. For host and farm only, both of Python 3: `repr` differs on 2.7.
+    whose it is. For host and farm only, both of Python 3: `repr` differs on 2.7. `of_bodies` are the rows' `sums`.
     """
     crc = zlib.crc32(repr((words, [row[:-1] for row in rows])).encode())
-    for row in rows:
-        crc = zlib.crc32(row[-1], crc)
+    for row, known in zip(rows, of_bodies):
+        crc = zlib.crc32(row[-1] if known is None else row[-1][:CODEC_SUM_AT] + b"%d" % known, crc)
     return crc
 
 
+LONG = 1 << 16  #: bytes of a body from which on a copy of it costs more than a look at what is to be read
+
+
 class FrameReader(object):
-    """Cuts a stream of bytes into frames, however the bytes are dealt out."""
+    """Cuts a stream of bytes into frames, however the bytes are dealt out.
+
+    Who can read into memory asks `room` first, and so spares long bodies a copy:
+
+        room = reader.room()
+        frames = reader.feed(os.read(fd, size)) if room is None else reader.filled(os.readv(fd, [room]))
+    """
 
     def __init__(self):
         self._buffer = bytearray()
+        self._long = None  # the long body that is being read: (kind, flags, seq, body)
+        self._got = 0  # bytes of it
+
+    def room(self):
+        """Where the next bytes of the stream belong, when a long body is being read; else None."""
+        return None if self._long is None else memoryview(self._long[3])[self._got :]
+
+    def filled(self, count):
+        """So many bytes were read into `room`; returns frames as `feed` does. This body is a bytearray."""
+        self._got += count
+        if self._got < len(self._long[3]):
+            return []
+        frame, self._long = self._long, None
+        return [frame]
 
     def feed(self, data):
         """Takes the next bytes of the stream; returns the frames that are whole now.
@@ -107,6 +140,12 @@ class FrameReader(object):
         Raises:
             FrameError: the stream holds something that is no frame; the reader is of no further use.
         """
+        if self._long is not None:
+            taken = data[: len(self._long[3]) - self._got]
+            self.room()[: len(taken)] = taken
+            frames = self.filled(len(taken))
+            rest = data[len(taken) :]
+            return frames + self.feed(rest) if rest else frames
         buffer = self._buffer
         if not buffer and len(data) >= HEADER.size:
             kind, flags, seq, length = HEADER.unpack_from(data)
@@ -121,6 +160,10 @@ class FrameReader(object):
                 raise FrameError("not a frame: kind %d, body of %d bytes" % (kind, length))
             end = start + HEADER.size + length
             if len(buffer) < end:
+                if length > LONG:
+                    self._long, self._got = (kind, flags, seq, bytearray(length)), len(buffer) - start - HEADER.size
+                    self._long[3][: self._got] = buffer[start + HEADER.size :]
+                    start = len(buffer)
                 break
             frames.append((kind, flags, seq, bytes(buffer[start + HEADER.size : end])))
             start = end

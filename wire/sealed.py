@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 INVOKE, RESULT, PING = 4, 5, 6
 EXCEPTION = 1  # flag of a RESULT
@@ -25,6 +26,9 @@ HEADER = struct.Struct(
 SIGNED = struct.Struct(HEADER.format + "4sH20s")  # and one annotation: the HMAC
 ANNOTATION = struct.Struct("!4sH")
 MAGIC = 0x34E9
+MOST_PIECES = 512  #: that a system takes in one call; Linux takes 1,024
+
+Buffer = bytes | bytearray | memoryview
 
 
 class BadMessage(ValueError):
@@ -37,7 +41,7 @@ class Seal:
     def __init__(self, key: bytes):
         self._mac = hmac.new(key, digestmod=hashlib.sha1)
 
-    def of(self, *parts: bytes) -> bytes:
+    def of(self, *parts: Buffer) -> bytes:
         """The 20 bytes for these."""
         mac = self._mac.copy()
         for part in parts:
@@ -47,16 +51,46 @@ class Seal:
 
 def packed(kind: int, seq: int, body: bytes, seal: Seal | None, flags: int = 0) -> bytes:
     """One message, signed where there is a seal."""
-    size, annotations = len(body), 0 if seal is None else ANNOTATION.size + 20
+    return _head(kind, seq, len(body), None if seal is None else seal.of(body), flags) + body
+
+
+def in_pieces(kind: int, seq: int, body: Sequence[Buffer], seal: Seal | None) -> list[Buffer]:
+    """The same message for a body in pieces, which are not joined: a copy of megabytes costs more than all else."""
+    return [_head(kind, seq, sum(map(len, body)), None if seal is None else seal.of(*body), 0), *body]
+
+
+def send(sock: socket.socket, *pieces: Buffer) -> None:
+    """Sends all of them, one after the other, as fast as the other end takes them; the time limit is of one call.
+
+    Raises:
+        OSError: of the socket.
+    """
+    if len(pieces) == 1:
+        data = pieces[0]
+        sent = sock.send(data)
+        while sent < len(data):
+            sent += sock.send(memoryview(data)[sent:])
+        return
+    left = [memoryview(piece) for piece in reversed(pieces) if len(piece)]  # the next one stands last
+    while left:
+        sent = sock.sendmsg(left[: -MOST_PIECES - 1 : -1])
+        while left and sent >= len(left[-1]):
+            sent -= len(left.pop())
+        if sent:
+            left[-1] = left[-1][sent:]
+
+
+def _head(kind: int, seq: int, size: int, signature: bytes | None, flags: int) -> bytes:
+    annotations = 0 if signature is None else ANNOTATION.size + len(signature)
     checksum = (kind + VERSION + size + annotations + MSGPACK + flags + seq + MAGIC) & 0xFFFF
     fields = (b"PYRO", VERSION, kind, flags, seq, size, MSGPACK, annotations, 0, checksum)
-    if seal is None:
-        return HEADER.pack(*fields) + body
-    return SIGNED.pack(*fields, b"HMAC", 20, seal.of(body)) + body
+    if signature is None:
+        return HEADER.pack(*fields)
+    return SIGNED.pack(*fields, b"HMAC", len(signature), signature)
 
 
-def read(recv: Callable[[int], bytes], seal: Seal | None, limit: int) -> tuple[int, int, int, int, bytes]:
-    """The next message: kind, flags, seq, serializer and body.
+def read(recv: Callable[[int], Buffer], seal: Seal | None, limit: int) -> tuple[int, int, int, int, Buffer]:
+    """The next message: kind, flags, seq, serializer and body, which is of the kind that `recv` gives.
 
     Raises:
         BadMessage: it is none, is longer than `limit`, or is not signed as this connection wants it.
@@ -79,7 +113,7 @@ def read(recv: Callable[[int], bytes], seal: Seal | None, limit: int) -> tuple[i
     return kind, flags, seq, serializer, body
 
 
-def _annotations(data: bytes, end: int) -> tuple[bytes | None, list[bytes]]:
+def _annotations(data: Buffer, end: int) -> tuple[bytes | None, list[bytes]]:
     """The signature, and what else is signed beside the body, in Pyro4's order: by name."""
     signature, others, at = None, {}, 0
     while at < end:
@@ -90,8 +124,8 @@ def _annotations(data: bytes, end: int) -> tuple[bytes | None, list[bytes]]:
         if size > end - at:
             raise BadMessage("an annotation that is cut off")
         if name == b"HMAC":
-            signature = data[at : at + size]
+            signature = bytes(data[at : at + size])
         else:
-            others[name] = data[at : at + size]
+            others[name] = bytes(data[at : at + size])
         at += size
     return signature, [others[name] for name in sorted(others)]

@@ -25,6 +25,8 @@ import sys
 
 import numpy
 
+import codec
+
 #: The part of a bounded range that an observation may leave it by. Of a range with one end: the part of that end.
 SLACK = 0.1
 #: The same for an action, whose sender knows the bounds: what scaling in float32 may miss them by.
@@ -35,8 +37,6 @@ LARGEST = float(numpy.finfo("float32").max)
 #: Elements up to which Python compares an array's numbers faster than numpy. In a loop numpy is the faster one from ten
 #: on, but between two steps its ufuncs are gone from the processor's caches, and each costs 3 to 8 us.
 FEW = 64
-#: The same for a look at the uppermost bytes.
-SOME = 4096
 
 _INTS = (int, long) if sys.version_info[0] == 2 else (int,)  # type: ignore[name-defined]  # noqa: F821
 
@@ -134,7 +134,7 @@ def _box_finder(space, bounds, slack):
         return (array >= low).all() and (array <= high).all()  # NaN is in no bounds
 
     size = int(numpy.prod(shape, dtype="int64"))
-    only_finite = unbounded and size <= SOME and dtype.str == "<f4"
+    only_finite = unbounded and size <= codec.FEW_FLOATS and dtype.str == "<f4"
     pairs = None
     if not only_finite and size <= FEW and dtype.kind in "biuf":
         pairs = list(zip(*(numpy.broadcast_to(limit, shape).ravel().tolist() for limit in (low, high))))
@@ -142,9 +142,7 @@ def _box_finder(space, bounds, slack):
     def find(value):
         if type(value) is numpy.ndarray and value.dtype == dtype and value.shape == shape:
             if only_finite:
-                # The sign and most of the exponent: all ones in NaN, Inf and from 1.7e38 on.
-                tops = value.tobytes()[3::4]
-                if b"\x7f" not in tops and b"\xff" not in tops:
+                if codec.surely_finite(value.tobytes()):
                     return None
             elif pairs is not None:
                 for number, (least, most) in zip(value.ravel().tolist(), pairs):

@@ -95,7 +95,7 @@ class NoEpisode(RuntimeError):
 LARGE = 1 << 15
 
 _TWO_DOUBLES = struct.Struct("<dd")
-_JOINS_ARRAYS = sys.version_info[0] > 2
+_WRITES_PIECES = hasattr(os, "writev")
 
 #: The caller's mistakes: the environment never saw the command, and is as good as before.
 MISUSE = (NoEpisode, check.InvalidAction)
@@ -114,7 +114,8 @@ class Host(object):
         self._action_form = None  # of the last one: (form, shape, dtype, repeat)
         self._result_forms = [None] * 4  # by the flags: (form, dtype, shape)
 
-    # ---- the commands: each takes the body as it came, and returns (reply, body as bytes, flags) ----
+    # ---- the commands: each takes the body as it came, and returns (reply, body, flags). A body is bytes; one with a
+    # ---- large array in it may be a tuple of pieces, of which that array's own memory is one.
 
     def construct(self, body):
         """Makes the environment and tells the farm what it is."""
@@ -192,8 +193,8 @@ class Host(object):
             or observation.shape != known[2]
         ):
             return protocol.TRANSITION, self._transition(observation, flags, info, numbers), flags
-        if observation.nbytes > LARGE and _JOINS_ARRAYS and observation.flags.c_contiguous:
-            return protocol.TRANSITION, known[0].encode(observation, numbers), flags
+        if observation.nbytes > LARGE and _WRITES_PIECES and observation.flags.c_contiguous:
+            return protocol.TRANSITION, known[0].pieces(observation.reshape(-1).view("u1"), numbers), flags
         return protocol.TRANSITION, known[0].encode(observation.tobytes(), numbers), flags
 
     def close(self):
