@@ -84,6 +84,15 @@ class FarmProcess:
             "all slots",
         )
 
+    def wait_until_free(self) -> None:
+        """Until no host has a slot: the one of the last test may not have reached the farm when it ended its lease."""
+
+        def are_free() -> bool:
+            about = self.describe()
+            return bool(about["free"] == about["slots"])
+
+        poll_until(are_free, START_LIMIT, "free slots")
+
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"

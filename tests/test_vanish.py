@@ -30,9 +30,16 @@ BACK = 2.0 + 10.0
 
 
 @pytest.fixture(scope="module")
-def farm():
+def lasting_farm():
     with running_farm(SLOW, slots=4) as farm:
         yield farm
+
+
+@pytest.fixture
+def farm(lasting_farm):
+    """Four free slots."""
+    lasting_farm.wait_until_free()
+    return lasting_farm
 
 
 def begin(farmer):
