@@ -27,7 +27,7 @@ os.environ[_MARK] = _RUN
 # which `threading` does not see.)
 _KEPT_BY_LIBRARIES = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 
-_PATIENCE = 8.0  # seconds: closing is seldom done when the call that asks for it returns; less on a busy machine
+_PATIENCE = 30.0  # seconds: closing is seldom done when the call that asks for it returns; less on a busy machine
 
 # A shell that starts the tests in the background has SIGINT ignored, and so would every program that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -116,7 +116,7 @@ class WorkerProcess:
         self.log.seek(0)
         return self.log.read().decode("utf-8", "replace")
 
-    def end(self, limit=10.0):
+    def end(self, limit=30.0):
         """Closes the pipes and waits; returns the exit code."""
         self.process.stdin.close()
         try:

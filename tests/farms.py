@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
+import random
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,7 +21,7 @@ from typing import Any
 
 import psutil
 import Pyro4
-from helpers import poll_until
+from helpers import freeze, poll_until
 
 from farmer import Farmer, RemoteEnv
 from farmer.connection import open_object
@@ -32,7 +34,7 @@ TESTS = pathlib.Path(__file__).resolve().parent
 ROOT = TESTS.parent
 
 START_LIMIT = 40.0  # seconds; the machine may be busy with other tests
-STOP_LIMIT = 5.0  # what a farm promises
+STOP_LIMIT = 5.0 + 15.0  # what a farm promises, and patience with a busy machine
 
 
 def farm_command(*env: str, slots: int = 2, port: int = 0, script: pathlib.Path = ROOT / "farm.py") -> list[str]:
@@ -82,6 +84,15 @@ class FarmProcess:
             "all slots",
         )
 
+    def wait_until_free(self) -> None:
+        """Until no host has a slot: the one of the last test may not have reached the farm when it ended its lease."""
+
+        def are_free() -> bool:
+            about = self.describe()
+            return bool(about["free"] == about["slots"])
+
+        poll_until(are_free, START_LIMIT, "free slots")
+
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
@@ -113,6 +124,10 @@ class FarmProcess:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
+    def freeze(self) -> None:
+        """As a machine that hangs: after this it does nothing more, and its workers go on. SIGCONT thaws it."""
+        freeze(self.pid)
+
     def kill(self) -> None:
         """As a power cut: SIGKILL, and its port is free after that."""
         self.process.kill()
@@ -132,11 +147,23 @@ class FarmProcess:
         assert code == 0, f"exit code {code}: {self.log()}"
 
 
+def closed_port() -> int:
+    """A port where nothing listens, for a farm that comes later, or comes again after its end.
+
+    It lies below those that the system gives to whoever asks for any, so that no other test gets it meanwhile.
+    """
+    while True:
+        port = random.randrange(21_000, 32_000)
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
+
+
 def ask_farm(address: str, verb: str, *args: Any, key_file: pathlib.Path | None = None) -> Any:
     """One call to a farm, with Pyro4 alone where it has no key."""
     Pyro4.config.SERIALIZER = "msgpack"
     with open_object("farm", address, key_file) if key_file else Pyro4.Proxy(f"PYRO:farm@{address}") as proxy:
-        proxy._pyroTimeout = 10.0
+        proxy._pyroTimeout = 30.0
         return proxy._pyroInvoke(verb, args, {})
 
 

@@ -423,7 +423,7 @@ def stop_in_the_middle(arguments, at, number, tmp_path):
                     break
             poll_until(lambda: psutil.Process(process.pid).children(), START_LIMIT, "a worker")
             process.send_signal(number)
-            said, complained = process.communicate(timeout=20)
+            said, complained = process.communicate(timeout=60)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()

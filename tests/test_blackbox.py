@@ -48,11 +48,11 @@ def box_named_in(text):
     """The file that a text of the farm names, once it is written."""
     (line,) = [line for line in text.splitlines() if "black box, on the farm: " in line]
     path = pathlib.Path(line.partition(": ")[2])
-    poll_until(path.exists, 5.0, str(path))
+    poll_until(path.exists, 30, str(path))
     return path
 
 
-def play(path, *arguments, limit=60):
+def play(path, *arguments, limit=100):
     """`python -m farmhand.replay` as a user types it: (exit code, what it printed)."""
     command = [sys.executable, "-m", "farmhand.replay", str(path), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=limit, cwd=ROOT, check=False)
@@ -76,8 +76,8 @@ class Holder:
 
     def __init__(self, supervisor):
         self.supervisor = supervisor
-        poll_until(lambda: supervisor.describe()["free"], 10.0, "a free slot")
-        self.token = supervisor.acquire("faulty", 1, protocol.VERSION).token
+        poll_until(lambda: supervisor.describe()["free"], 30, "a free slot")
+        self.token = supervisor.acquire("faulty", 1, protocol.VERSION, expires=False).token
         self.seq = 0
         self.came = []
 
@@ -87,7 +87,7 @@ class Holder:
 
     def receive(self):
         """(kind, value) of the next reply."""
-        (reply,) = poll_until(lambda: self.came or self.supervisor.exchange(self.token, [], 2.0), 20.0, "a reply")
+        (reply,) = poll_until(lambda: self.came or self.supervisor.exchange(self.token, [], 2.0), 30, "a reply")
         _, seq, kind, _, body = reply
         assert seq == self.seq
         return kind, codec.decode(body)
@@ -160,7 +160,7 @@ def test_what_comes_out_otherwise_is_another_end(tmp_path):
 
 @pytest.mark.parametrize("fault", ["hang_in_c", "hang_with_gil", "spin", "stop"])
 def test_a_hang_is_told_with_where_it_hangs_and_comes_again(tmp_path, fault):
-    with supervised(tmp_path, Limits(step=0.5), fault=fault, at_step=2) as supervisor:
+    with supervised(tmp_path, Limits(step=2.0), fault=fault, at_step=2) as supervisor:
         holder = Holder(supervisor)
         holder.reset(1)
         holder.step()
@@ -171,7 +171,7 @@ def test_a_hang_is_told_with_where_it_hangs_and_comes_again(tmp_path, fault):
     assert (box.about["how"], box.about["step"], box.about["under_way"]) == ("timed out", 2, True)
     if fault != "stop":
         assert f"in _{fault}" in box.log, "where it hangs"
-    code, said = play(path, "--timeout", "0.5")
+    code, said = play(path, "--timeout", "2")
     assert (code, "the same end: no answer in step 2" in said) == (0, True), said
     if fault != "stop":
         assert f"in _{fault}" in said
@@ -199,7 +199,7 @@ def test_a_constructor_that_fails_again_and_again_writes_one_box(tmp_path):
     with supervised(tmp_path, fault="raise", at="construct", only_if=str(flag)) as supervisor:
         flag.touch()
         os.kill(supervisor.status()[0]["pid"], signal.SIGKILL)
-        poll_until(lambda: supervisor.slots[0].failures >= 2, 10.0, "two failures")
+        poll_until(lambda: supervisor.slots[0].failures >= 2, 30, "two failures")
         boxes = sorted((tmp_path / "black-box").glob("*.zip"))
         assert [blackbox.load(path).about["state"] for path in boxes] == ["idle", "starting"]
     killed, failed = (blackbox.load(path) for path in boxes)
@@ -240,7 +240,7 @@ def test_the_box_is_that_of_the_episode_that_failed_though_the_next_holder_has_r
     """A holder leaves in the middle of a step; the next one resets, and only then the step ends badly."""
     flag = tmp_path / "flag"
     flag.touch()
-    with supervised(tmp_path, takes=0.5, only_if=str(flag)) as supervisor:
+    with supervised(tmp_path, takes=1.5, only_if=str(flag)) as supervisor:
         first = Holder(supervisor)
         first.reset(111, fault=fault, at_step=1)
         first.send(protocol.STEP, {"action": np.zeros(1, "float32"), "repeat": 1})
@@ -251,7 +251,7 @@ def test_the_box_is_that_of_the_episode_that_failed_though_the_next_holder_has_r
             assert kind == protocol.LOST, "the reset went down with the worker"
             second.reset(222)
         assert second.step()[0] == protocol.TRANSITION
-        (path,) = poll_until(lambda: list((tmp_path / "black-box").glob("*.zip")), 5.0, "the box")
+        (path,) = poll_until(lambda: list((tmp_path / "black-box").glob("*.zip")), 30, "the box")
         box = blackbox.load(path)
         assert (box.about["seed"], len(box.steps)) == (111, 1)
         second.reset(333, fault="raise", at_step=1)
@@ -297,7 +297,7 @@ def test_only_the_newest_files_stay(tmp_path):
         for seed in range(5):
             holder.reset(seed, fault="raise")
             boxes.append(box_named_in(holder.step()[1]["text"]))
-        poll_until(lambda: not boxes[1].exists(), 5.0, "the removal")
+        poll_until(lambda: not boxes[1].exists(), 30, "the removal")
         assert sorted((tmp_path / "black-box").iterdir()) == boxes[2:]
 
 
@@ -310,7 +310,7 @@ def test_a_folder_that_cannot_be_written_costs_a_line_in_the_log_and_nothing_els
             assert holder.step()[0] == protocol.FAULT
         holder.reset(3)
         assert holder.step()[0] == protocol.TRANSITION
-        poll_until(lambda: "cannot be written" in caplog.text, 5.0, "the line")
+        poll_until(lambda: "cannot be written" in caplog.text, 30, "the line")
 
 
 def test_no_step_waits_for_a_slow_disk(tmp_path):
@@ -323,16 +323,16 @@ def test_no_step_waits_for_a_slow_disk(tmp_path):
             holder.reset(2)
             began = time.monotonic()
             assert holder.step()[0] == protocol.TRANSITION
-            assert time.monotonic() - began < 5.0
+            assert time.monotonic() - began < 30.0
             assert not list(folder.glob("*.zip"))
-        poll_until(lambda: list(folder.glob("*.zip")), 5.0, "the box")
+        poll_until(lambda: list(folder.glob("*.zip")), 30, "the box")
 
 
 @contextlib.contextmanager
 def slow_disk(supervisor):
     """Holds the writer up before its next file, for as long as the block lasts."""
     gate, write = threading.Event(), supervisor._recorder._write
-    supervisor._recorder._write = lambda *item: gate.wait(10.0) and write(*item)
+    supervisor._recorder._write = lambda *item: gate.wait(60.0) and write(*item)
     try:
         yield
     finally:
@@ -346,7 +346,7 @@ def test_the_folder_is_the_one_of_the_command_line(tmp_path):
         Farmer("faulty", [(farm.address, 1)]) as pool,
     ):
         assert box_named_in(lose_a_step(pool, fault="nan")).parent == folder
-        poll_until(pool.vacant, 10.0, "the slot")
+        poll_until(pool.vacant, 30, "the slot")
         pool.reset([0], options={"fault": "out_of_bounds"})
         pool.recv()
         pool.send(np.full((1, 1), 7.0, "float32"), [0])

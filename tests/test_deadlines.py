@@ -119,7 +119,7 @@ def step_for_ever(holder, slot):
 
 @pytest.mark.parametrize("how", HANGS)
 def test_a_step_that_hangs_is_ended_and_told_and_the_other_slot_never_waits(how):
-    with supervised("HangingEnv", kwargs={"how": how, "length": 10**9}, slots=2, step=1.0) as supervisor:
+    with supervised("HangingEnv", kwargs={"how": how, "length": 10**9}, slots=2, step=2.0) as supervisor:
         holder = Holder(supervisor, 2)
         holder.reset(0), holder.reset(1)
         hung = supervisor.status()[0]["pid"]
@@ -128,14 +128,14 @@ def test_a_step_that_hangs_is_ended_and_told_and_the_other_slot_never_waits(how)
         with pytest.raises(Lost) as lost:
             step_for_ever(holder, 1)
         took = time.monotonic() - began
-        assert 1.0 <= took < 20.0
+        assert 2.0 <= took < 30.0
         assert supervisor.status()[1]["steps"] > 20
         assert lost.value.bucket == "timed out"
-        for words in ("slot 0 (pid %d)" % hung, "step 1", "within 1 s", "--step-timeout", "slot-0.log"):
+        for words in ("slot 0 (pid %d)" % hung, "step 1", "within 2 s", "--step-timeout", "slot-0.log"):
             assert words in lost.value.text
         assert ("stopped" if how == "stopped" else "File") in lost.value.text, "where it was"
         holder.take()  # the other slot's last step
-        poll_until(lambda: is_gone(hung), 2, "its end")
+        poll_until(lambda: is_gone(hung), 30, "its end")
         holder.reset(0)
         assert holder.step(0)[0][1] == 1
         row = supervisor.status()[0]
@@ -163,24 +163,29 @@ def test_a_hang_is_told_to_a_holder_that_waits_in_a_long_call():
 
 
 def test_a_reset_that_hangs_is_ended_and_told():
-    with supervised("HangingEnv", reset=0.5) as supervisor:
+    with supervised("HangingEnv", reset=2.0) as supervisor:
         holder = Holder(supervisor)
-        with pytest.raises(Lost, match=r"a reset did not end within 0\.5 s") as lost:
+        with pytest.raises(Lost, match=r"a reset did not end within 2 s") as lost:
             holder.reset(hang=True)
         assert lost.value.bucket == "timed out"
         assert "--reset-timeout" in lost.value.text
         holder.reset()
 
 
+def in_quarantine(supervisor):
+    """The row of slot 0, while it is there."""
+    row = supervisor.status()[0]
+    return row if row["state"] == "quarantined" else None
+
+
 @pytest.mark.slow
 def test_a_constructor_that_hangs_later_is_a_failed_construction(tmp_path):
     trap = tmp_path / "trap"
-    with supervised("HangingEnv", kwargs={"trap": str(trap)}, start=4.0) as supervisor:
+    with supervised("HangingEnv", kwargs={"trap": str(trap)}, start=10.0) as supervisor:
         trap.touch()
         os.kill(supervisor.status()[0]["pid"], signal.SIGKILL)
-        poll_until(lambda: supervisor.status()[0]["state"] == "quarantined", 20, "the limit")
-        row = supervisor.status()[0]
-        assert "was not built within 4 s" in row["trouble"]
+        row = poll_until(lambda: in_quarantine(supervisor), 60, "the limit")
+        assert "was not built within 10 s" in row["trouble"]
         assert "--start-timeout" in row["trouble"]
         assert 0 < row["next_try_s"] <= 1.0
         assert supervisor.describe()["free"] == 0
@@ -199,23 +204,23 @@ def test_an_action_that_is_repeated_has_that_many_times_the_limit():
 
 
 def test_a_result_that_its_holder_is_slow_to_take_is_no_late_one():
-    with supervised("SlowEnv", step=1.0) as supervisor:
+    with supervised("SlowEnv", step=2.0) as supervisor:
         holder = Holder(supervisor)
         holder.reset()
         holder.give_step(action=0.1)
-        time.sleep(1.5)
+        time.sleep(2.5)
         assert holder.take()[1][0][1] == 1
         assert supervisor.status()[0]["starts"] == 1
 
 
 def test_the_time_of_a_former_holders_step_is_not_the_next_ones():
-    with supervised("SlowEnv", step=20.0, reset=1.0) as supervisor:
+    with supervised("SlowEnv", step=20.0, reset=2.0) as supervisor:
         former = Holder(supervisor)
         former.reset()
-        former.give_step(action=1.8)
+        former.give_step(action=3.0)
         former.release()
         holder = Holder(supervisor)
-        holder.reset()  # waits 1.8 s for the step, and then takes no time
+        holder.reset()  # waits 3 s for the step, and then takes no time
         assert supervisor.status()[0]["starts"] == 1
         assert supervisor.status()[0]["ledger"]["abandoned"] == 1
 
@@ -226,7 +231,7 @@ def test_a_step_that_nobody_waits_for_any_more_is_ended_too():
         former.reset()
         former.give_step(action=1.0)
         former.release()
-        poll_until(lambda: supervisor.status()[0]["starts"] == 2, 10, "a new worker")
+        poll_until(lambda: supervisor.status()[0]["starts"] == 2, 30, "a new worker")
 
 
 @pytest.mark.parametrize("end", ["hang", "kill"])
@@ -242,7 +247,7 @@ def test_nothing_that_a_worker_started_outlives_it(tmp_path, end):
             os.kill(supervisor.status()[0]["pid"], signal.SIGKILL)
         with pytest.raises(Lost):
             holder.step(action=1.0)
-        poll_until(lambda: all(map(is_gone, started)), 5, "the end of its children")
+        poll_until(lambda: all(map(is_gone, started)), 30, "the end of its children")
 
 
 def test_a_worker_that_answers_what_nobody_asked_is_ended():
@@ -256,7 +261,7 @@ def test_a_worker_that_answers_what_nobody_asked_is_ended():
 
 def test_a_farm_with_a_limit_and_its_farmer_go_on_after_a_hang():
     env = "environments:HangingEnv"
-    with running_farm(env, slots=2, extra=["--step-timeout", "0.5"]) as farm:
+    with running_farm(env, slots=2, extra=["--step-timeout", "2"]) as farm:
         with Farmer(env, [(farm.address, 2)]) as farmer:
             farmer.reset([0, 1])
             farmer.recv(min_ready=2)
@@ -267,8 +272,8 @@ def test_a_farm_with_a_limit_and_its_farmer_go_on_after_a_hang():
                 told = zip(batch.lost, batch.info, strict=True)
                 rows.update(zip(batch.slot.tolist(), told, strict=True))
             assert (rows[0][0], rows[1][0]) == (True, False)
-            assert "within 0.5 s" in rows[0][1]["lost"]
-            poll_until(lambda: 0 in farmer.vacant(), 10, "slot 0")
+            assert "within 2 s" in rows[0][1]["lost"]
+            poll_until(lambda: 0 in farmer.vacant(), 30, "slot 0")
             farmer.reset([0])
             assert not farmer.recv().lost.any()
-        assert [row["limits"]["step"] for row in farm.status()] == [0.5, 0.5]
+        assert [row["limits"]["step"] for row in farm.status()] == [2.0, 2.0]

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from farms import ROOT, TESTS, farm_here, running_farm
+from farms import ROOT, TESTS, ask_farm, closed_port, farm_here, running_farm
 from gymnasium.error import ClosedEnvironmentError
 from helpers import poll_until
 from proxy import Proxy
@@ -38,23 +38,42 @@ RAISING = "environments:RaisingEnv"
 
 
 @pytest.fixture(scope="module")
-def farm():
-    """Four slots of CountingEnv that no test may break."""
+def lasting_farm():
     with running_farm(COUNTING, slots=4, kwargs={"length": 5}) as farm:
         yield farm
 
 
+@pytest.fixture
+def farm(lasting_farm):
+    """Four free slots of CountingEnv that no test may break."""
+    lasting_farm.wait_until_free()
+    return lasting_farm
+
+
 @pytest.fixture(scope="module")
-def slow_farm():
-    """Four slots of SlowEnv that no test may break."""
+def lasting_slow_farm():
     with running_farm(SLOW, slots=4) as farm:
         yield farm
 
 
+@pytest.fixture
+def slow_farm(lasting_slow_farm):
+    """Four free slots of SlowEnv that no test may break."""
+    lasting_slow_farm.wait_until_free()
+    return lasting_slow_farm
+
+
 @pytest.fixture(scope="module")
-def farms_of_2_and_6():
+def lasting_farms_of_2_and_6():
     with running_farm(SLOW, slots=2) as small, running_farm(SLOW, slots=6) as large:
         yield small, large
+
+
+@pytest.fixture
+def farms_of_2_and_6(lasting_farms_of_2_and_6):
+    for each in lasting_farms_of_2_and_6:
+        each.wait_until_free()
+    return lasting_farms_of_2_and_6
 
 
 def started(farmer):
@@ -79,12 +98,6 @@ def assert_ledgers_sum(farmer):
 
 def free_slots(farm):
     return farm.describe()["free"]
-
-
-def closed_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def actions(n, value=0.5):
@@ -126,7 +139,7 @@ def test_a_batch_has_the_documented_arrays(farm):
 def test_recv_gives_who_is_ready_and_waits_for_no_straggler(slow_farm):
     with Farmer(SLOW, [(slow_farm.address, 2)]) as farmer:
         started(farmer)
-        farmer.send([[1.5], [0.0]], [0, 1])
+        farmer.send([[4.0], [0.0]], [0, 1])
         for step in range(1, 6):
             batch = farmer.recv()
             assert batch.slot.tolist() == [1]
@@ -143,11 +156,11 @@ def test_a_batch_tells_the_seconds_in_the_environment_and_of_the_whole_way(slow_
         batch = farmer.recv(min_ready=2)
         assert (batch.env_s >= 0).all()
         assert (batch.trip_s > batch.env_s).all()
-        for repeat in (1, 4):
-            slept = {0: 0.0625 * repeat, 1: 0.25 * repeat}
+        for repeat in (1, 2):
+            slept = {0: 0.0625 * repeat, 1: 1.5 * repeat}
             began = time.perf_counter()
-            farmer.send([[0.0625], [0.25]], [0, 1], repeat)
-            time.sleep(0.3)  # nobody asks for them yet; they arrive all the same, and that is what counts
+            farmer.send([[0.0625], [1.5]], [0, 1], repeat)
+            time.sleep(1.6)  # nobody asks for them yet; they arrive all the same, and that is what counts
             rows = {row.slot: row for row in farmer.collect(min_ready=2)}
             whole = time.perf_counter() - began
             for slot, row in rows.items():
@@ -160,7 +173,7 @@ def test_the_seconds_of_a_step_by_the_callers_own_thread_are_told_too(slow_farm)
         started(farmer)
         for _ in range(3):
             batch = farmer.step([[0.0625]], [0])
-            assert 0.0625 <= batch.env_s[0] < batch.trip_s[0] < 1.0
+            assert 0.0625 <= batch.env_s[0] < batch.trip_s[0] < 10.0
 
 
 def test_seeds_of_a_seeded_farmer_repeat(farm):
@@ -235,7 +248,7 @@ def test_a_slot_that_can_not_take_the_command_is_refused_and_nothing_is_sent(slo
     with Farmer(SLOW, [(slow_farm.address, 3)]) as farmer:
         farmer.reset([0, 1])
         farmer.recv(min_ready=2)
-        farmer.send([[0.3]], [0])
+        farmer.send([[3.0]], [0])
         for slots, words in (
             ([1, 0], "slot 0 is busy"),
             ([1, 2], "slot 2 has no episode"),
@@ -265,7 +278,7 @@ def test_after_close_every_verb_says_so(farm):
     farmer = Farmer(COUNTING, [(farm.address, 2)])
     started(farmer)
     farmer.send(np.zeros((2, 1)), [0, 1])
-    poll_until(lambda: not farmer.busy, 5, "results that nobody takes")
+    poll_until(lambda: not farmer.busy, 30, "results that nobody takes")
     farmer.close()
     farmer.close()
     for verb in (
@@ -284,7 +297,7 @@ def test_after_close_every_verb_says_so(farm):
 def test_a_close_by_another_thread_ends_a_recv_that_waits(slow_farm):
     farmer = Farmer(SLOW, [(slow_farm.address, 1)])
     started(farmer)
-    farmer.send([[1.0]], [0])
+    farmer.send([[5.0]], [0])
     closing = threading.Timer(0.2, farmer.close)
     closing.start()
     with pytest.raises(FarmerClosed):
@@ -295,13 +308,13 @@ def test_a_close_by_another_thread_ends_a_recv_that_waits(slow_farm):
 def test_a_late_result_stays_addressed_to_its_own_step(slow_farm):
     with Farmer(SLOW, [(slow_farm.address, 1)]) as farmer:
         started(farmer)
-        farmer.send([[0.8]], [0])
+        farmer.send([[3.0]], [0])
         with pytest.raises(FarmTimeout, match=r"no result within 0\.1 s; under way: 1"):
             farmer.recv(timeout=0.1)
         with pytest.raises(BadSlot, match="busy"):
             farmer.send([[0.25]], [0])
         batch = farmer.recv()
-        assert batch.obs[0, 1:].tolist() == [1, np.float32(0.8)]
+        assert batch.obs[0, 1:].tolist() == [1, 3.0]
         farmer.send([[0.0]], [0])
         assert farmer.recv().obs[0, 1:].tolist() == [2, 0.0]
 
@@ -309,12 +322,12 @@ def test_a_late_result_stays_addressed_to_its_own_step(slow_farm):
 def test_what_was_abandoned_never_becomes_the_answer_to_something_else(slow_farm):
     with Farmer(SLOW, [(slow_farm.address, 2)]) as farmer:
         started(farmer)
-        farmer.send([[0.4], [0.4]], [0, 1])
+        farmer.send([[2.0], [2.0]], [0, 1])
         farmer.abandon([0])
         assert farmer.vacant() == []
         batch = farmer.recv(min_ready=2)
         assert batch.slot.tolist() == [1]
-        poll_until(lambda: farmer.vacant() == [0], 5, "the abandoned slot")
+        poll_until(lambda: farmer.vacant() == [0], 30, "the abandoned slot")
         farmer.reset([0])
         batch = farmer.recv()
         assert batch.first.tolist() == [True]
@@ -324,13 +337,13 @@ def test_what_was_abandoned_never_becomes_the_answer_to_something_else(slow_farm
 
 
 def test_a_remote_env_that_timed_out_goes_on_after_a_reset(slow_farm):
-    env = RemoteEnv(SLOW, [(slow_farm.address, 1)], timeout=2.0)
+    env = RemoteEnv(SLOW, [(slow_farm.address, 1)], timeout=30.0)
     try:
         env.reset()
         env._timeout = 0.2
         with pytest.raises(FarmTimeout):
-            env.step(actions(1, 0.8)[0])
-        env._timeout = 5.0
+            env.step(actions(1, 2.0)[0])
+        env._timeout = 30.0
         observation, _ = env.reset()
         assert observation[1:].tolist() == [0, 0]
         assert env.step(actions(1, 0.0)[0])[0][1] == 1
@@ -347,11 +360,11 @@ def test_a_worker_killed_in_a_step_loses_that_step_only_and_is_replaced():
         farmer.send([[0.0], [0.0]], [0, 1])
         farmer.recv(min_ready=2)
         farmer.send([[60.0], [0.0]], [0, 1])
-        poll_until(lambda: farm.status()[0]["state"] == "stepping", 5, "the step")
+        poll_until(lambda: farm.status()[0]["state"] == "stepping", 30, "the step")
         pid = farm.workers()[0]
         os.kill(pid, signal.SIGKILL)
         rows = {}
-        while 0 not in rows:
+        while len(rows) < 2:
             rows.update({row.slot: row for row in farmer.collect()})
         assert rows[0].lost
         assert rows[0].truncated
@@ -362,7 +375,7 @@ def test_a_worker_killed_in_a_step_loses_that_step_only_and_is_replaced():
         assert rows[0].obs[1] == 1, "the last good observation"
         assert rows[1].obs[1] == 2
         assert not rows[1].lost
-        poll_until(lambda: 0 in farmer.vacant(), 5, "the slot")
+        poll_until(lambda: 0 in farmer.vacant(), 30, "the slot")
         farmer.reset([0])
         assert farmer.recv().first.tolist() == [True]
         total = assert_ledgers_sum(farmer)
@@ -374,7 +387,7 @@ def test_a_worker_that_is_killed_between_steps_costs_the_next_step():
         started(farmer)
         (pid,) = farm.workers()
         os.kill(pid, signal.SIGKILL)
-        poll_until(lambda: farm.status()[0]["starts"] == 2, 5, "a new worker")
+        poll_until(lambda: farm.status()[0]["starts"] == 2, 30, "a new worker")
         farmer.send(actions(1), [0])
         batch = farmer.recv()
         assert batch.lost.tolist() == [True]
@@ -440,24 +453,28 @@ def test_two_farms_stay_busy_and_their_steps_are_in_proportion_to_their_slots(fa
     small, large = farms_of_2_and_6
     with Farmer(SLOW, [(small.address, 2), (large.address, 6)]) as farmer:
         assert farmer.nb_slots == 8
-        steps, busy = play(farmer, 2.5, lambda farm: 0.05)
-        assert busy[small.address] > 0.7 * 2
-        assert busy[large.address] > 0.7 * 6
-        assert 2.4 < steps[large.address] / steps[small.address] < 3.6
+        steps, busy = play(farmer, 3.0, lambda farm: 0.15)
+        assert busy[small.address] > 0.6 * 2
+        assert busy[large.address] > 0.6 * 6
+        assert 2.0 < steps[large.address] / steps[small.address] < 4.5
         assert_ledgers_sum(farmer)
 
 
 def test_a_farm_that_is_twice_as_slow_makes_half_the_steps_of_a_slot(farms_of_2_and_6):
     small, large = farms_of_2_and_6
     with Farmer(SLOW, [(small.address, 2), (large.address, 6)]) as farmer:
-        steps, _ = play(farmer, 2.5, lambda farm: 0.05 if farm == small.address else 0.1)
-        assert 1.1 < steps[large.address] / steps[small.address] < 1.9
+        steps, _ = play(farmer, 5.0, lambda farm: 0.3 if farm == small.address else 0.6)
+        assert 1.1 < steps[large.address] / steps[small.address] < 2.2
 
 
-def test_fewer_slots_than_the_list_has_are_dealt_in_proportion(farms_of_2_and_6):
-    small, large = farms_of_2_and_6
-    with Farmer(SLOW, [(small.address, 2), (large.address, 6)], slots=4):
-        assert (free_slots(small), free_slots(large)) == (1, 3)
+def test_fewer_slots_than_the_list_has_are_dealt_in_proportion():
+    # Farms of its own: those of other tests have told by now which of them is fast.
+    with (
+        farm_here("SlowEnv", slots=2) as small,
+        farm_here("SlowEnv", slots=6) as large,
+        Farmer(SLOW, [(small, 2), (large, 6)], slots=4),
+    ):
+        assert [ask_farm(address, "describe")["free"] for address in (small, large)] == [1, 3]
 
 
 def test_another_hosts_slots_are_never_touched(farms_of_2_and_6):
@@ -637,18 +654,18 @@ def test_the_others_are_used_when_a_farm_is_away_and_it_joins_when_it_comes(farm
         assert f"going on with {farm.address}" in caplog.text
         assert [row["connected"] for row in farmer.status()["farms"]] == [True, False]
         with running_farm(COUNTING, slots=2, port=port):
-            poll_until(lambda: farmer.nb_slots == 4, 10, "the second farm")
+            poll_until(lambda: farmer.nb_slots == 4, 30, "the second farm")
             assert len(started(farmer)) == 4
 
 
 def test_a_farm_that_is_killed_loses_its_rows_and_rejoins_on_the_same_port(farm):
     with contextlib.ExitStack() as stack:
-        other = stack.enter_context(running_farm(SLOW, COUNTING, slots=2))
+        other = stack.enter_context(running_farm(SLOW, COUNTING, slots=2, port=closed_port()))
         farmer = stack.enter_context(Farmer(COUNTING, [(farm.address, 2), (other.address, 2)]))
         slots = started(farmer)
         mine = [slot for slot in slots if farmer.name_of(slot) == other.address]
         stay = [slot for slot in slots if slot not in mine]
-        os.kill(other.pid, signal.SIGSTOP)  # so that it surely has not answered when it dies
+        other.freeze()  # so that it surely has not answered when it dies
         farmer.send(actions(4), slots)
         batch = farmer.recv(min_ready=2)
         assert sorted(batch.slot.tolist()) == stay
@@ -656,14 +673,14 @@ def test_a_farm_that_is_killed_loses_its_rows_and_rejoins_on_the_same_port(farm)
         farmer.send(actions(2), stay)
         rows = {}
         while len(rows) < 4:
-            rows.update({row.slot: row for row in farmer.collect(timeout=15)})
+            rows.update({row.slot: row for row in farmer.collect(timeout=30)})
         assert all(rows[slot].lost and rows[slot].truncated for slot in mine)
         assert not any(rows[slot].lost for slot in stay)
         assert farmer.nb_slots == 2
         total = assert_ledgers_sum(farmer)
         assert (total["sent"], total["done"], total["lost with its farm"]) == (6, 4, 2)
         with running_farm(COUNTING, slots=2, port=other.port):
-            poll_until(lambda: farmer.nb_slots == 4, 10, "the farm that came back")
+            poll_until(lambda: farmer.nb_slots == 4, 30, "the farm that came back")
             assert farmer.vacant() == mine
             started(farmer)
             farmer.send(actions(2), mine)
@@ -676,7 +693,7 @@ def test_an_action_for_a_slot_that_was_lost_since_the_last_recv_goes_nowhere_and
         farmer.reset([0, 1])
         farmer.recv(min_ready=2)
         farm.kill()
-        poll_until(lambda: len(farmer._rows) == 2, 20, "the host to notice")
+        poll_until(lambda: len(farmer._rows) == 2, 30, "the host to notice")
         before = farmer.status()["farms"][0]["ledger"]["sent"]
         farmer.send([[0.0], [0.0]], [0, 1])
         batch = farmer.recv(min_ready=2)
@@ -705,7 +722,7 @@ def test_the_slots_of_a_host_that_is_killed_are_free_again(slow_farm):
         host.kill()
         host.wait()
         host.stdout.close()
-    poll_until(lambda: free_slots(slow_farm) == 4, 15, "the slots of the dead host")
+    poll_until(lambda: free_slots(slow_farm) == 4, 30, "the slots of the dead host")
 
 
 # Broken connections.
@@ -725,7 +742,7 @@ def test_a_step_whose_connection_broke_is_done_once_and_its_result_comes(slow_fa
         for step in range(1, 5):
             proxy.cut_after = b'"action"'
             farmer.send([[sleep]], [0])
-            batch = farmer.recv(timeout=8)
+            batch = farmer.recv(timeout=30)
             assert not batch.lost.any(), batch.info
             assert batch.obs[0, 1:].tolist() == [step, sleep], "not done twice, and its own result"
         assert proxy.cuts == 4
@@ -737,12 +754,12 @@ def test_a_connection_that_breaks_while_results_are_waited_for_loses_nothing(slo
     with Farmer(SLOW, [(proxy.address, 4)]) as farmer:
         slots = started(farmer)
         for step in range(1, 4):
-            farmer.send([[0.4 + slot / 10] for slot in slots], slots)
+            farmer.send([[1.0 + slot / 10] for slot in slots], slots)
             timer = threading.Timer(0.2, proxy.cut)
             timer.start()
             seen = {}
             while len(seen) < 4:
-                seen.update({row.slot: row for row in farmer.collect(timeout=8)})
+                seen.update({row.slot: row for row in farmer.collect(timeout=30)})
             timer.join()
             assert [seen[slot].obs[1] for slot in slots] == [step] * 4
             assert not any(row.lost for row in seen.values())

@@ -332,18 +332,21 @@ class ProxyHere:
     def __exit__(self, *error):
         self.end.close()
         self._process.stdin.close()
-        self._process.wait(5)
+        self._process.wait(30)
         self._process.stdout.close()
 
 
-def exchanged(proxy, data):
-    """What comes back within half a second of silence; an error's name where the connection ends badly."""
+def exchanged(proxy, data, least):
+    """What comes back: at least so many bytes, and what else there is until half a second of silence; an error's name
+    where the connection ends badly."""
     proxy.end.sendall(data)
-    proxy.end.settimeout(0.5)
+    proxy.end.settimeout(30.0 if least else 0.5)
     got = b""
     try:
         while more := proxy.end.recv(1 << 16):
             got += more
+            if len(got) >= least:
+                proxy.end.settimeout(0.5)
     except TimeoutError:
         return got
     except ConnectionError as error:
@@ -352,46 +355,46 @@ def exchanged(proxy, data):
 
 
 @pytest.mark.parametrize(
-    ("kind", "is_right"),
+    ("kind", "least", "is_right"),
     [
-        ("flip", lambda sent, got: sum(bin(a ^ b).count("1") for a, b in zip(sent, got, strict=True)) == 1),
-        ("duplicate", lambda sent, got: got == sent + sent),
-        ("drop", lambda sent, got: got == b""),
-        ("delay", lambda sent, got: got == sent),
-        ("cut", lambda sent, got: got in ("end", b"", "ConnectionResetError")),
-        ("reset", lambda sent, got: got == "ConnectionResetError"),
+        ("flip", 200, lambda sent, got: sum(bin(a ^ b).count("1") for a, b in zip(sent, got, strict=True)) == 1),
+        ("duplicate", 400, lambda sent, got: got == sent + sent),
+        ("drop", 0, lambda sent, got: got == b""),
+        ("delay", 200, lambda sent, got: got == sent),
+        ("cut", 0, lambda sent, got: got in ("end", b"", "ConnectionResetError")),
+        ("reset", 1, lambda sent, got: got == "ConnectionResetError"),
     ],
 )
-def test_the_proxy_harms_one_segment_counts_it_and_is_honest_after_that(echo, kind, is_right):
+def test_the_proxy_harms_one_segment_counts_it_and_is_honest_after_that(echo, kind, least, is_right):
     sent = bytes(range(200))
     with ProxyHere(echo, kind) as proxy:
-        got = exchanged(proxy, sent)
+        got = exchanged(proxy, sent, least)
         assert is_right(sent, got), (kind, got)
         assert proxy.counts()[kind] == 1
         if kind in ("flip", "duplicate", "drop", "delay"):
-            assert exchanged(proxy, sent) == sent
+            assert exchanged(proxy, sent, len(sent)) == sent
             assert proxy.counts()[kind] == 1
 
 
 def test_a_held_proxy_lets_nothing_through_until_it_may(echo):
     with ProxyHere(echo, "delay") as proxy:
         proxy.say("calm")
-        assert exchanged(proxy, b"before") == b"before"
+        assert exchanged(proxy, b"before", 6) == b"before"
         proxy.say("hold")
         proxy.counts()  # it has obeyed
-        assert exchanged(proxy, b"held") == b""
+        assert exchanged(proxy, b"held", 0) == b""
         proxy.say("go")
-        assert exchanged(proxy, b", and after") == b"held, and after"
+        assert exchanged(proxy, b", and after", 15) == b"held, and after"
 
 
 def test_a_calm_proxy_harms_what_is_ordered_and_no_more(echo):
     with ProxyHere(echo, "flip") as proxy:
         proxy.say("calm")
-        assert exchanged(proxy, b"before") == b"before"
+        assert exchanged(proxy, b"before", 6) == b"before"
         proxy.say("fault")
         proxy.counts()  # it has obeyed
-        assert exchanged(proxy, b"harmed") != b"harmed"
-        assert exchanged(proxy, b"after") == b"after"
+        assert exchanged(proxy, b"harmed", 6) != b"harmed"
+        assert exchanged(proxy, b"after", 5) == b"after"
         assert proxy.counts()["flip"] == 1
 
 
@@ -422,7 +425,7 @@ def test_every_second_of_a_slot_is_under_the_kind_of_what_it_was_at():
     accounts.begin(None)
     took = time.perf_counter() - began
     spent = accounts.seconds["harm"]
-    assert sum(spent.values()) == pytest.approx(took, abs=0.005)
+    assert sum(spent.values()) == pytest.approx(took, abs=0.05)
     assert spent["work"] == pytest.approx(0.03), "of the slow one, what an honest one takes"
     assert spent["slow"] == pytest.approx(0.18)
     assert spent["reset"] == pytest.approx(0.01)
@@ -456,14 +459,14 @@ def test_a_farmer_that_keeps_accounts_tells_a_killed_worker_from_a_farm_that_is_
             pool.reset([0, 1])
             pool.recv(2)
             accounts.begin("harm")
-            pool.send([[0.3], [0.01]], [0, 1])
+            pool.send([[30.0], [0.01]], [0, 1])
             os.kill(farm.workers()[0], signal.SIGKILL)
             pool.recv(2)
             spent = dict(accounts.seconds["harm"])
             assert spent["crash"] > 0
             assert spent["work"] > 0
             assert "farm" not in spent
-            pool.send([[0.5]], [1])
+            pool.send([[30.0]], [1])
             farm.kill()
             assert pool.recv(1).lost.all()
             accounts.begin(None)
@@ -518,7 +521,7 @@ def test_a_host_that_is_killed_frees_its_slots_and_disturbs_nobody():
     assert code == 0, said
     assert CLEAN in said
     assert "0 of its slots touched" in said
-    assert float(re.search(r"longest ([\d.]+) s", said)[1]) < 15
+    assert float(re.search(r"longest ([\d.]+) s", said)[1]) < 40
 
 
 @pytest.mark.slow
@@ -541,20 +544,20 @@ def test_a_kill_in_the_middle_of_a_reset_costs_no_pause_and_a_second_one_does():
     with running_farm(slow, slots=1, kwargs={"reset_takes": 30.0}) as farm, Farmer(slow, [(farm.address, 1)]) as farmer:
         for vacant in ([0], []):
             farmer.reset([0])
-            poll_until(lambda: farm.status()[0]["state"] == "resetting", 10, "the reset")
+            poll_until(lambda: farm.status()[0]["state"] == "resetting", 30, "the reset")
             os.kill(farm.workers()[0], signal.SIGKILL)
             assert [row.lost for row in farmer.collect()] == [True]
             assert farmer.vacant() == vacant
-        poll_until(lambda: farmer.vacant() == [0], 5, "the end of the pause")
+        poll_until(lambda: farmer.vacant() == [0], 30, "the end of the pause")
 
 
 @pytest.mark.slow
 def test_ctrl_c_ends_a_run_with_all_that_it_started(tmp_path):
     with open(tmp_path / "out.txt", "w") as out:
         run = subprocess.Popen([sys.executable, str(BENCHMARKS / "faults.py"), "kills"], stdout=out, stderr=out)
-    poll_until(lambda: psutil.Process(run.pid).children(), 20, "a farm")
+    poll_until(lambda: psutil.Process(run.pid).children(), 30, "a farm")
     time.sleep(0.5)  # into its start, or its work
     started = psutil.Process(run.pid).children(recursive=True)
     run.send_signal(signal.SIGINT)
-    assert run.wait(20) == 130, (tmp_path / "out.txt").read_text()
-    poll_until(lambda: not any(process.is_running() for process in started), 10, "the farm's own end")
+    assert run.wait(60) == 130, (tmp_path / "out.txt").read_text()
+    poll_until(lambda: not any(process.is_running() for process in started), 30, "the farm's own end")

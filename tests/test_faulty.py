@@ -163,7 +163,7 @@ def test_a_hang_never_answers_and_nothing_is_left_when_the_farm_is_killed(versio
         assert farm.stdout.readline() == "no answer\n"
         assert psutil.pid_exists(pid)
         farm.kill()
-    poll_until(lambda: is_gone(pid), 2.0, "the worker's end with its farm")
+    poll_until(lambda: is_gone(pid), 30, "the worker's end with its farm")
 
 
 def test_a_grandchild_ends_with_its_farm(start):
@@ -172,12 +172,12 @@ def test_a_grandchild_ends_with_its_farm(start):
     step(worker)
     (child,) = psutil.Process(worker.process.pid).children()
     worker.process.stdin.close()
-    poll_until(lambda: is_gone(child.pid), 5.0, "the grandchild's end")
+    poll_until(lambda: is_gone(child.pid), 30, "the grandchild's end")
 
 
 @pytest.mark.parametrize("version", ["2.7", "3.13"])
 def test_leaking_printing_and_slowing_down_go_on_to_the_end_of_the_episode(start, version):
-    worker = start(version, megabytes=10.0, seconds=0.1)
+    worker = start(version, megabytes=10.0, seconds=0.5)
     process = psutil.Process(worker.process.pid)
     reset(worker, fault="leak", at_step=3)
     for _ in range(2):
@@ -192,9 +192,9 @@ def test_leaking_printing_and_slowing_down_go_on_to_the_end_of_the_episode(start
     assert "rubbish of the simulator's, step 2" in worker.read_log()
     reset(worker, fault="slow", at_step=1)
     took = [step(worker)[5] for _ in range(3)]
-    assert min(took) >= 0.099
+    assert min(took) >= 0.499
     reset(worker)
-    assert step(worker)[5] < 0.099
+    assert step(worker)[5] < 0.499
 
 
 @PYTHONS
@@ -419,7 +419,7 @@ def test_a_constructor_that_begins_to_fail_is_told_and_comes_back(tmp_path):
         assert "asked to raise" in reader.lost[0]
         flag.unlink()
         began = time.monotonic()
-        while 0 in reader.lost and time.monotonic() < began + 30:
+        while 0 in reader.lost and time.monotonic() < began + 60:
             reader.begin(0, seed=3)
         reader.send(0, 0.5)
         reader.read()

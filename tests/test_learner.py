@@ -239,7 +239,7 @@ def test_environments_step_on_while_an_update_is_under_way(agent):
 
     def held(count=1):
         going.set()
-        assert go_on.wait(20)
+        assert go_on.wait(100)
         return update(count)
 
     def look(seen, logs):
@@ -265,15 +265,16 @@ def test_the_collector_waits_for_a_learner_that_is_behind_by_more_than_the_band(
 
     def held(count=1):
         going.set()
-        assert go_on.wait(20)
+        assert go_on.wait(100)
         return update(count)
 
     def release():
-        assert going.wait(20)
-        last = -1
-        while last != agent.debt.steps:  # until it stands still
-            last = agent.debt.steps
+        assert going.wait(60)
+        last, still = -1, 0
+        while still < 4:  # half seconds in a row
             time.sleep(0.5)
+            still = still + 1 if agent.debt.steps == last else 0
+            last = agent.debt.steps
         seen_steps.append(last)
         go_on.set()
 

@@ -57,7 +57,7 @@ class Auditor:
         self._over.set()
         self._thread.join()
         assert self.error is None, self.error
-        assert self.looks > 100
+        assert self.looks > 20
 
 
 def hammer(farmer, rng, seconds, between, buckets=()):
@@ -73,7 +73,7 @@ def hammer(farmer, rng, seconds, between, buckets=()):
         fresh = farmer.vacant()
         if fresh:
             farmer.reset(fresh)
-        for row in farmer.collect(timeout=20):
+        for row in farmer.collect(timeout=40):
             if not row.lost and not row.terminated and not row.truncated and farmer._places[row.slot].episode:
                 farmer.send([[rng.choice([0.0, 0.1, 0.2, 0.6, 0.95] if rng.random() < 0.2 else [0.0])]], [row.slot])
         if rng.random() < 0.02:
@@ -96,11 +96,11 @@ def test_it_sums_at_every_instant_while_everything_goes_wrong():
 
             buckets = ("done", "crashed", "invalid", "abandoned")
             hammer(farmer, rng, 3.0, trouble, buckets)
-            other.signal(signal.SIGSTOP)  # with steps under way, most likely
+            other.freeze()  # with steps under way, most likely
             slots = [slot for slot in (3, 4) if farmer._places[slot].episode and farmer._places[slot].sent is None]
             farmer.send([[0.0]] * len(slots), slots)
             other.kill()
-            poll_until(lambda: not farmer.status()["farms"][1]["connected"], 8, "the host to leave the dead farm")
+            poll_until(lambda: not farmer.status()["farms"][1]["connected"], 30, "the host to leave the dead farm")
             hammer(farmer, rng, 0.5, trouble)
         ledger = assert_sums(farmer.status())
         assert ledger["under way"] == 0, "nothing is after the end"
@@ -113,7 +113,7 @@ def test_steps_that_are_under_way_when_the_farmer_closes_are_abandoned():
         farmer = Farmer(SLOW, [(address, 2)])
         farmer.reset([0, 1])
         farmer.recv(min_ready=2)
-        farmer.send([[0.5], [0.5]], [0, 1])
+        farmer.send([[3.0], [3.0]], [0, 1])
         assert assert_sums(farmer.status())["under way"] == 2
         farmer.close()
         ledger = assert_sums(farmer.status())
@@ -194,7 +194,7 @@ def test_nested_observations_are_looked_into():
 def test_an_unsound_result_ends_its_episode_and_the_slot_goes_on():
     with farm_here("UnsoundEnv") as address, Farmer("environments:UnsoundEnv", [(address, 1)]) as farmer:
         for action, words in ((0.3, "shape"), (0.5, "NaN"), (0.7, "reward")):
-            poll_until(farmer.vacant, 5, "the slot")
+            poll_until(farmer.vacant, 30, "the slot")
             farmer.reset([0])
             assert farmer.recv().first.all()
             farmer.send([[0.0]], [0])

@@ -267,7 +267,7 @@ def test_memory_is_used_only_as_it_fills():
     for number in range(100):
         memory.add(0, obs, obs[:22], 0.0, obs, number % 9 == 0, False)
     memory.draw(10)
-    assert psutil.Process().memory_info().rss - before < 40e6
+    assert psutil.Process().memory_info().rss - before < 100e6
 
 
 def test_nan_in_an_observation_does_not_break_its_episode():
@@ -389,8 +389,8 @@ def test_one_thread_adds_while_another_draws_and_every_transition_is_whole():
     collector = threading.Thread(target=collect)
     collector.start()
     try:
-        until, drawn = time.monotonic() + 2.0, 0
-        while time.monotonic() < until:
+        begun, drawn = time.monotonic(), 0
+        while (took := time.monotonic() - begun) < 2.0 or (took < 60.0 and (drawn <= 10 or memory.count <= 900)):
             if len(memory):
                 assert_whole(memory.draw(64, n_step=3))
                 drawn += 1

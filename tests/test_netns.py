@@ -20,8 +20,8 @@ from wire import auth
 
 SLOW = "environments:SlowEnv"
 NEAR, FAR = "198.18.231.1", "198.18.231.2"  # a range that is set apart for tests of networks (RFC 2544)
-LEFT = 4.0 + 2.5  # seconds: two heartbeats, and patience with this machine
-BACK = 2.0 + 3.0
+LEFT = 4.0 + 8.0  # seconds: two heartbeats, and patience with a busy machine
+BACK = 2.0 + 10.0
 
 
 def _why_not() -> str | None:
@@ -76,7 +76,7 @@ class Wire:
 
     def close(self) -> None:
         ip("netns", "del", self.space)  # the wire goes with it
-        poll_until(lambda: not os.path.exists("/sys/class/net/" + self.near), 5, "the end of the wire")
+        poll_until(lambda: not os.path.exists("/sys/class/net/" + self.near), 30, "the end of the wire")
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ class Play(threading.Thread):
             fresh = self.farmer.vacant()
             if fresh:
                 self.farmer.reset(fresh)
-            for row in self.farmer.collect(timeout=20):
+            for row in self.farmer.collect(timeout=40):
                 name = self.farmer.name_of(row.slot)
                 if row.lost:
                     self.lost[name] = self.lost.get(name, 0) + 1
@@ -164,7 +164,7 @@ def playing(farmer):
         yield play
     finally:
         play.over.set()
-        play.join(25)
+        play.join(60)
     if play.error is not None:
         raise play.error
     ledger = farmer.status()["ledger"]
@@ -184,7 +184,7 @@ def test_a_farm_that_is_cut_off_is_left_and_taken_back_and_no_step_is_lost_doubl
 ):
     farms = [(near_farm.address, 1), (FAR, 2)]
     with Farmer(SLOW, farms, key_file=key_file) as farmer, playing(farmer) as play:
-        poll_until(lambda: play.steps.get(FAR + ":20099", 0) > 20, 5, "steps beyond the wire")
+        poll_until(lambda: play.steps.get(FAR + ":20099", 0) > 20, 30, "steps beyond the wire")
         began = time.monotonic()
         wire.pull(end)
         try:
@@ -192,24 +192,23 @@ def test_a_farm_that_is_cut_off_is_left_and_taken_back_and_no_step_is_lost_doubl
             left = time.monotonic() - began
             here = play.steps[near_farm.address]
             assert play.lost.get(near_farm.address, 0) == 0
-            time.sleep(max(0.0, began + 6.0 - time.monotonic()))
-            assert play.steps[near_farm.address] > here + 20, "the other farm went on"
+            poll_until(lambda: play.steps[near_farm.address] > here + 20, 30, "the other farm, which goes on")
         finally:
             wire.plug(end)
         began = time.monotonic()
         poll_until(lambda: farmer.nb_slots == 3, BACK, "the farm that is there again")
         print("left after %.2f s, back after %.2f s" % (left, time.monotonic() - began))
         before = play.steps[FAR + ":20099"]
-        poll_until(lambda: play.steps[FAR + ":20099"] > before + 20, 5, "steps beyond the wire")
+        poll_until(lambda: play.steps[FAR + ":20099"] > before + 20, 30, "steps beyond the wire")
         assert play.lost == {FAR + ":20099": 2}
 
 
 def test_a_cut_that_is_shorter_than_two_heartbeats_costs_nothing(wire, far_farm, key_file):
     with Farmer(SLOW, [(FAR, 2)], key_file=key_file) as farmer, playing(farmer) as play:
-        poll_until(lambda: play.steps.get(FAR + ":20099", 0) > 20, 5, "steps beyond the wire")
+        poll_until(lambda: play.steps.get(FAR + ":20099", 0) > 20, 30, "steps beyond the wire")
         wire.pull("far")
-        time.sleep(1.5)
+        time.sleep(1.2)
         wire.plug("far")
         before = play.steps[FAR + ":20099"]
-        poll_until(lambda: play.steps[FAR + ":20099"] > before + 20, 8, "steps beyond the wire")
+        poll_until(lambda: play.steps[FAR + ":20099"] > before + 20, 30, "steps beyond the wire")
         assert not play.lost

@@ -28,14 +28,14 @@ def connect(farm):
 
     def opened(number, address=farm.address):
         proxies.append(Pyro4.Proxy(f"PYRO:slot-{number}@{address}"))
-        proxies[-1]._pyroTimeout = 10.0
+        proxies[-1]._pyroTimeout = 30.0
         return proxies[-1]
 
     Pyro4.config.SERIALIZER = "msgpack"
     yield opened
     for proxy in proxies:
         proxy._pyroRelease()
-    poll_until(lambda: farm.describe()["free"] == 2, 5, "free slots")
+    poll_until(lambda: farm.describe()["free"] == 2, 30, "free slots")
 
 
 def test_the_example_runs_against_a_farm():
@@ -44,7 +44,7 @@ def test_the_example_runs_against_a_farm():
             [sys.executable, str(ROOT / "examples" / "one_slot.py"), farm.address],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=100,
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -113,7 +113,7 @@ def test_the_end_of_its_connection_frees_a_slot(farm, connect):
     holder.reset()
     assert farm.describe()["free"] == 0
     holder._pyroRelease()
-    poll_until(lambda: farm.describe()["free"] == 1, 5, "the slot of the connection that ended")
+    poll_until(lambda: farm.describe()["free"] == 1, 30, "the slot of the connection that ended")
 
 
 def test_a_script_that_is_killed_frees_its_slot(farm):
@@ -129,7 +129,7 @@ def test_a_script_that_is_killed_frees_its_slot(farm):
         script.kill()
         script.wait()
         script.stdout.close()
-    poll_until(lambda: farm.describe()["free"] == 2, 5, "the slot of the killed script")
+    poll_until(lambda: farm.describe()["free"] == 2, 30, "the slot of the killed script")
 
 
 @pytest.mark.slow
@@ -141,7 +141,7 @@ def test_another_connection_is_refused_at_once_though_the_holder_is_in_a_long_st
         )
         script = subprocess.Popen([sys.executable, "-c", code, farm.address])
         try:
-            poll_until(lambda: farm.status()[0]["state"] == "stepping", 10, "the step")
+            poll_until(lambda: farm.status()[0]["state"] == "stepping", 30, "the step")
             with Pyro4.Proxy(f"PYRO:slot-0@{farm.address}") as other:
                 other._pyroTimeout = 3.0
                 with pytest.raises(RuntimeError, match="held by another connection"):

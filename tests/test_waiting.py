@@ -11,8 +11,8 @@ from supervised import Holder, supervised
 from wire import codec, protocol
 from wire.errors import LeaseLost
 
-LATE = 1.5  #: s that a straggler takes; every answer without it must come in a fraction of that
-SOON = 0.75
+LATE = 3.0  #: s that a straggler takes; every answer without it must come in a fraction of that
+SOON = 2.0
 
 
 @pytest.fixture

