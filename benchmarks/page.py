@@ -30,6 +30,7 @@ COMMANDS = {
     "sleep-16": "throughput.py --cases sleep-16",
     "straggler": "throughput.py --cases straggler",
     "two-farms": "throughput.py --cases two-farms",
+    "awake": "throughput.py --cases sleep-16 straggler two-farms --awake",
     "lognormal": "throughput.py --cases lognormal",
     "scaling": "throughput.py --cases scaling --curve docs/curves/scaling.png",
     "large": "large.py",
@@ -37,7 +38,7 @@ COMMANDS = {
     "wallclock": "wallclock.py",
     "memory": "memory.py",
     "many": "throughput.py --cases many",
-    "osim_steps": "osim_steps.py",
+    "osim_steps": "osim_steps.py --seconds 15",
 }
 
 
