@@ -30,7 +30,6 @@ COMMANDS = {
     "sleep-16": "throughput.py --cases sleep-16",
     "straggler": "throughput.py --cases straggler",
     "two-farms": "throughput.py --cases two-farms",
-    "awake": "throughput.py --cases sleep-16 straggler two-farms --awake",
     "lognormal": "throughput.py --cases lognormal",
     "scaling": "throughput.py --cases scaling --curve docs/curves/scaling.png",
     "large": "large.py",

@@ -40,6 +40,7 @@ class Stepper:
     def __init__(self, args: argparse.Namespace):
         self.slots = args.slots
         self.given = np.zeros(args.slots, np.int64)
+        self.wanting: Sequence[int] = range(args.slots)  # slots with nothing under way between two rounds
         self.table = actions(args.body, args.slots, args.first)
 
     def exchange(self, actions: Any, slots: Sequence[int]) -> Found:
@@ -48,7 +49,7 @@ class Stepper:
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
         """Steps for message["seconds"] after a second of warm-up; what arrives between the two instants counts."""
-        wanting: Sequence[int] = range(self.slots)
+        wanting = self.wanting
         begin = time.perf_counter() + 1.0
         counting, start, steps, longest = False, 0.0, 0, 0.0
         inside = np.zeros(self.slots)
@@ -68,11 +69,12 @@ class Stepper:
                 longest = max(longest, one)
             if now - start >= message["seconds"]:
                 break
-        self.rest(wanting)
+        self.wanting = self.rest(wanting)
         return {"steps": steps, "seconds": now - start, "inside": float(inside.sum()), "longest": longest}
 
-    def rest(self, wanting: Sequence[int]) -> None:
-        """Waits until nothing is under way; `wanting` are the slots that have nothing."""
+    def rest(self, wanting: Sequence[int]) -> Sequence[int]:
+        """Waits until nothing is under way, if it can; `wanting` are the slots that have nothing, before and after."""
+        return range(self.slots)
 
     def close(self) -> None:
         """Ends what it started."""
@@ -140,8 +142,9 @@ class TianshouHalf(Stepper):
             self.envs.reset(ended)
         return there.tolist(), there.tolist(), [info["seconds"] for info in infos]
 
-    def rest(self, wanting: Sequence[int]) -> None:
+    def rest(self, wanting: Sequence[int]) -> Sequence[int]:
         """It has no way to wait without a step; what is under way is the next round's first."""
+        return wanting
 
     def close(self) -> None:
         self.envs.close()
@@ -170,10 +173,11 @@ class Ours(Stepper):
         made = ~batch.first
         return batch.slot[~over].tolist(), batch.slot[made].tolist(), batch.env_s[made].tolist()
 
-    def rest(self, wanting: Sequence[int]) -> None:
+    def rest(self, wanting: Sequence[int]) -> Sequence[int]:
         there = len(wanting)
         while there < self.slots:
             there += len(self.exchange([], [])[0])
+        return range(self.slots)
 
     def close(self) -> None:
         self.pool.close()

@@ -6,19 +6,13 @@ python benchmarks/throughput.py                 # all cases, about 15 minutes; -
 Every library is in a process of its own; ours has its farm on loopback beside it. Rounds go ours, it, ours, it, and a
 ratio is the median of the rounds' ratios, so that what else the machine does falls on both. `ideal` is what slots would
 do whose next action is there the moment that they are ready. The scaling curve is written to runs/throughput.
-
-A core that has nothing to do sleeps, and on a virtual machine it takes 0.1 ms or more until it runs again; a step has
-five such wake-ups in a row. `--awake` keeps the cores from it, with loops at the kernel's idle priority that give way
-to everything, and so shows what of a figure is the machine's sleep.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,19 +54,6 @@ LIBRARIES = {
 NOOP_GOALS = {(8, "async"): 1.2, (32, "async"): 1.2, (1, "ray"): 0.25, (1, "dm_env_rpc"): 0.5}
 #: peer -> at least so many times its steps, where step times are lognormal
 LOGNORMAL_GOALS = {"async": 4.5, "tianshou-half": 1.2}
-
-
-@contextlib.contextmanager
-def cores_awake() -> Iterator[None]:
-    """No core sleeps: each has a loop that runs while nothing else wants to."""
-    loop = "import os\nos.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\nwhile True: pass"
-    loops = [subprocess.Popen([sys.executable, "-c", loop]) for _ in range(os.cpu_count() or 1)]
-    try:
-        yield
-    finally:
-        for process in loops:
-            process.kill()
-            process.wait()
 
 
 class Bench:
@@ -275,6 +256,9 @@ def many(bench: Bench) -> None:
             bench.ours(farmlist, [each * farms]) as ours,
         ):
             rows += _many_rows(bench, ours, (each * farms, farms, wanted), mean, goal)
+            if farms == 1:
+                # Equal sleeps that begin together stay together, and their steps are due at one instant, again and again.
+                rows += _many_rows(bench, ours, (each * farms, farms, wanted), mean, goal, sigma=0.1)
             if wanted == 1024:
                 # The same with a tenth of the steps, for where so many processes are more than the cores can do.
                 rows += _many_rows(bench, ours, (each * farms, farms, wanted), 10 * mean, None)
@@ -290,10 +274,11 @@ def _that_fit(wanted: int, farms: int) -> int:
 
 
 def _many_rows(
-    bench: Bench, ours: Peer, sizes: tuple[int, int, int], mean: float, goal: float | None
+    bench: Bench, ours: Peer, sizes: tuple[int, int, int], mean: float, goal: float | None, sigma: float = 0.0
 ) -> list[list[str]]:
     slots, farms, wanted = sizes
     message = {"how": READY, "seconds": bench.lasting(max(4.0, 10 * mean)), "slots": slots, "mean": mean, "warm": 1.0}
+    message["sigma"] = sigma
     shares, rates, cpus, busy = [], [], [], []
     for number in range(bench.rounds):
         psutil.cpu_percent()
@@ -307,7 +292,7 @@ def _many_rows(
         [
             str(slots) if slots == wanted else "%d (of %d)" % (slots, wanted),
             str(farms),
-            "%g ms" % (mean * 1000),
+            "%g ms" % (mean * 1000) + (", sigma %g" % sigma) * bool(sigma),
             "%.0f" % median(rates),
             "%.1f %%" % (100 * median(shares)),
             percent(median(shares), goal) if goal else "none",
@@ -479,13 +464,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--peers", nargs="+", choices=LIBRARIES, default=[], help="these alone")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "throughput", help="for logs and the curve")
     parser.add_argument("--curve", type=Path, help="of scaling, in place of scaling.png in that folder")
-    parser.add_argument("--awake", action="store_true", help="let no core sleep meanwhile (Linux)")
     args = parser.parse_args(argv)
     bench = Bench(args.rounds, args.seconds, args.slots, args.peers, args.out, args.curve)
-    with cores_awake() if args.awake else contextlib.nullcontext():
-        for name in args.cases:
-            CASES[name](bench)
-            print(bench.texts[-1] + "\n", flush=True)
+    for name in args.cases:
+        CASES[name](bench)
+        print(bench.texts[-1] + "\n", flush=True)
     versions = ["%s %s" % (name, " and ".join(sorted(found))) for name, found in bench.about.items()]
     print("%s.\n%s." % (machine(), ", ".join(versions)))
     for name, why in bench.missing.items():
