@@ -257,7 +257,7 @@ def many(bench: Bench) -> None:
         ):
             rows += _many_rows(bench, ours, (each * farms, farms, wanted), mean, goal)
             if farms == 1:
-                # Equal sleeps that begin together stay together, and their steps are due at one instant, again and again.
+                # Equal sleeps that begin together stay together: their steps are due at one instant, over and over.
                 rows += _many_rows(bench, ours, (each * farms, farms, wanted), mean, goal, sigma=0.1)
             if wanted == 1024:
                 # The same with a tenth of the steps, for where so many processes are more than the cores can do.
