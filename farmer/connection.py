@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import select
 import socket
 import threading
 import time
@@ -79,6 +80,7 @@ class Connection:
         self._key, self._tunnel = key, tunnel
         limit = CONNECT_LIMIT if limit is None else limit
         self._check = 0  # the checksum of what `begin` has sent
+        self._watch, self._watched = select.poll(), -1  # for `is_answered`, and the descriptor that it looks at
         started = time.monotonic()
         self._proxy = open_proxy("farm", address, key, tunnel, limit)
         try:
@@ -152,6 +154,16 @@ class Connection:
     def fileno(self) -> int:
         """Of the socket, which becomes readable with the answer to `begin`; -1 when it is closed."""
         return self._proxy._fileno()
+
+    def is_answered(self, wait: float) -> bool:
+        """Whether the answer to `begin`, or the connection's end, is there; after `wait` seconds at most."""
+        fd = self.fileno()
+        if fd < 0:
+            return True  # `finish` says so
+        if self._watched != fd:
+            self._watch, self._watched = select.poll(), fd
+            self._watch.register(fd, select.POLLIN)
+        return bool(self._watch.poll(wait * 1000))
 
     def finish(self) -> list[Any]:
         """The second half of `exchange`: waits for the answer. Errors as its."""

@@ -205,6 +205,8 @@ class Courier:
 
     def _let_go(self) -> None:
         """The caller goes on with something else; what came up meanwhile is sent."""
+        if self._line is Line.FREE and not self._queue and not (self._dozing and self._under_way):
+            return  # the usual case: all is answered, and nothing has come up
         with self._state:
             self._left = time.monotonic()
             if self._is_mine():
@@ -364,8 +366,8 @@ class Courier:
         with self._state:
             self._under_way.difference_update((reply[0], reply[1]) for reply in replies)
         self._on_replies(replies)  # among them the second of two, after an ASK: its number tells the pool
-        with self._state:
-            if self._queue and not is_caller:  # what follows an episode's end is not to wait for the caller
+        if self._queue and not is_caller:
+            with self._state:  # what follows an episode's end is not to wait for the caller
                 self._left = 0.0
                 self._state.notify()
 
@@ -412,6 +414,8 @@ def fetch(couriers: Sequence[Courier], wait: float) -> bool:
 
 def _readable(lines: Sequence[Connection], wait: float) -> list[int]:
     """Which of them have an answer, or an end, to be read, after `wait` seconds at most."""
+    if len(lines) == 1:
+        return [0] if lines[0].is_answered(wait) else []
     poll, numbers = select.poll(), {}
     for number, line in enumerate(lines):
         fd = line.fileno()

@@ -315,11 +315,11 @@ class Farmer:
         while True:
             with self._lock:
                 if self._enough(min_ready):
-                    break
+                    return self._given()
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0 and not is_first:  # what is there comes in any case
                     if self._rows:
-                        break
+                        return self._given()
                     raise FarmTimeout(
                         "no result within %s s; under way: %d\n%s" % (timeout, self.busy, self._troubles())
                     )
@@ -332,10 +332,6 @@ class Farmer:
                 if not self._enough(min_ready):
                     # Slots that wait after a failed reset become vacant by time alone, without a notification.
                     self._arrived.wait(left if self._sent else min(left or 0.5, 0.5))
-        with self._lock:
-            rows = list(self._rows)
-            self._rows.clear()
-        return rows
 
     def abandon(self, slots: Sequence[int] | None = None) -> None:
         """Forgets running episodes, all or those of some slots; each is vacant once what is under way in it is back."""
@@ -405,6 +401,11 @@ class Farmer:
         # Busy ones are told first and at the least cost: a trainer asks this after each batch, over all slots.
         idle = [p for p in self._places if p.sent is None and not p.episode]
         return [p.slot for p in idle if p.here and now >= p.not_before]
+
+    def _given(self) -> list[Row]:
+        rows = list(self._rows)
+        self._rows.clear()
+        return rows
 
     def _couriers_at_work(self, min_ready: int) -> list[Courier]:
         """Those with commands under way; they are told what the caller waits for."""
