@@ -32,6 +32,7 @@ from collections import Counter
 from typing import Any
 
 from farmer import Farmer
+from farmer.courier import Courier
 from wire import protocol
 
 KINDS = ("work", "slow", "way", "stall", "reset", "start", "hang", "crash", "invalid", "wire", "farm", "again", "host")
@@ -130,9 +131,9 @@ class Watched(Farmer):
         self.accounts = accounts
         super().__init__(*args, **kwargs)
 
-    def _dispatch(self, slots: list[int], kind: int, bodies: list[bytes], wake: bool = True) -> None:
+    def _dispatch(self, slots: list[int], kind: int, bodies: list[bytes]) -> list[Courier]:
         self.accounts.sent(slots, kind == protocol.STEP)
-        super()._dispatch(slots, kind, bodies, wake)
+        return super()._dispatch(slots, kind, bodies)
 
     def _finish(self, place: Any, kind: int, value: Any, why: str | None, bucket: str, trip_s: float = 0.0) -> None:
         if not place.here:

@@ -37,6 +37,7 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 from history import First, Got, History, Verdict, action_of, check, read_journal  # noqa: E402
 
 from farmer import Farmer  # noqa: E402
+from farmer.courier import Courier  # noqa: E402
 from farmhand.catalog import Catalog  # noqa: E402
 from farmhand.process import WIRE, WORKER  # noqa: E402
 from simulators.faulty import MOST, NUMBERS  # noqa: E402
@@ -191,9 +192,9 @@ class Pool(Farmer):
 
     went: tuple[int, ...] = ()
 
-    def _dispatch(self, slots: list[int], kind: int, bodies: list[bytes], wake: bool = True) -> None:
+    def _dispatch(self, slots: list[int], kind: int, bodies: list[bytes]) -> list[Courier]:
         self.went = tuple(slots)
-        super()._dispatch(slots, kind, bodies, wake)
+        return super()._dispatch(slots, kind, bodies)
 
 
 class Driver(threading.Thread):

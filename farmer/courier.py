@@ -77,6 +77,7 @@ class Courier:
         self._together = False  # the reader wants everything that is under way
         self._line = Line.FREE
         self._holder = 0  # the thread that made it HELD
+        self._reading = False  # its holder takes an answer, which has limits of its own
         self._begun = 0.0  # when the call was sent that is on the poll line
         self._seen = time.monotonic()  # when the farm last answered
         self._left = 0.0  # when the caller was last here; 0: the poller need not wait for him
@@ -109,6 +110,7 @@ class Courier:
     def begin(self) -> None:
         """Has what is queued sent at once, by the caller where that takes no waiting."""
         with self._state:
+            self._end_what_was_interrupted()
             if not self._queue or self._line is not Line.FREE or self._broken or self._closed:
                 self._wake_if_dozing()
                 return
@@ -167,20 +169,26 @@ class Courier:
         """Waits for the answer, frees the line, and hands over what came."""
         if not self._is_mine():
             return  # it took so long that the poller has given the call up
+        replies: list[Reply] = []
         try:
+            self._reading = True
             replies = self._poll_line.finish()
+            with self._state:
+                if self._is_mine():
+                    self._line, self._holder = Line.FREE, 0
+                self._seen = time.monotonic()
+                self._left = self._seen if is_caller or (self._wanted and not self._queue) else 0.0
+                self._wanted = False
+            self._take(replies, is_caller)
         except FarmError:  # should the lease be lost, the question about the commands will tell
             self._give_up()
-            return
-        except BaseException:
+        except BaseException:  # Ctrl-C, maybe between the answer and its place: the farm still knows what it was
+            with self._state:
+                self._under_way.update((reply[0], reply[1]) for reply in replies)
             self._give_up()
             raise
-        with self._state:
-            self._line, self._holder = Line.FREE, 0
-            self._seen = time.monotonic()
-            self._left = self._seen if is_caller or (self._wanted and not self._queue) else 0.0
-            self._wanted = False
-        self._take(replies, is_caller)
+        finally:
+            self._reading = False
 
     def _is_mine(self) -> bool:
         return self._line is Line.HELD and self._holder == threading.get_ident()
@@ -194,6 +202,7 @@ class Courier:
     def _hold(self) -> bool:
         """Takes the line with a call on it for a caller who waits; whether he has it."""
         with self._state:
+            self._end_what_was_interrupted()
             if self._broken or self._closed or self._line is Line.HELD or not self._under_way:
                 self._wanted = self._line is Line.HELD
                 return False
@@ -203,6 +212,11 @@ class Courier:
             commands, together = self._taken()
         return self._write(commands, WAIT, together)
 
+    def _end_what_was_interrupted(self) -> None:
+        """A line that this thread holds before it has begun anything: Ctrl-C came before it could let go."""
+        if self._is_mine():
+            self._give_up()
+
     def _let_go(self) -> None:
         """The caller goes on with something else; what came up meanwhile is sent."""
         if self._line is Line.FREE and not self._queue and not (self._dozing and self._under_way):
@@ -211,7 +225,7 @@ class Courier:
             self._left = time.monotonic()
             if self._is_mine():
                 self._line, self._holder = Line.OPEN, 0
-                if self._left > self._begun + WAIT + ANSWER_LIMIT:
+                if self._left > self._begun + WAIT + ANSWER_LIMIT and not self._poll_line.is_answered(0.0):
                     self._give_up()
             waiting = self._queue and self._line is Line.FREE
             self._wake_if_dozing()
@@ -229,7 +243,7 @@ class Courier:
             if self._line is not Line.FREE or self._broken or self._closed or not self._under_way:
                 return
             commands, together = self._taken()
-        if self._write(commands, 0.0, together):
+        if self._write(commands, 0.0, together) and self._poll_line.is_answered(GLANCE_BESIDE):
             self._read(is_caller=True)
 
     def _notify(self) -> None:
@@ -278,7 +292,7 @@ class Courier:
     def _is_due(self) -> bool:
         """Whether the poller has something to do; if not, waits for a while."""
         now = time.monotonic()
-        if self._line is Line.HELD and now > self._begun + FORSAKEN:
+        if self._line is Line.HELD and not self._reading and now > self._begun + FORSAKEN:
             self._give_up()
         if self._closed or (self._broken and self._line is not Line.HELD):
             return True
@@ -400,6 +414,9 @@ def fetch(couriers: Sequence[Courier], wait: float) -> bool:
         glance = GLANCE if len(held) == len(couriers) else GLANCE_BESIDE
         answered = _readable([courier._poll_line for courier in held], min(wait, glance)) if held else []
         at_once = time.monotonic() < came + STALE
+        for number, courier in enumerate(held):
+            if number not in answered:  # reading the others' answers may take long
+                courier._let_go()
         for number in answered:
             courier = held[number]
             stale = at_once and came > courier._begun + STALE

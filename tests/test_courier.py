@@ -190,11 +190,75 @@ def test_a_line_whose_holder_was_interrupted_is_taken_from_him(farm):
         slots = started(farmer)
         farmer.send(actions(4), slots)
         courier = farmer._farms[0].courier
-        poll_until(courier._hold, 30, "the line")  # and never lets go of it, as after a Ctrl-C at the worst instant
+        other = threading.Thread(target=lambda: poll_until(courier._hold, 30, "the line"))
+        other.start()  # and never lets go of it
+        other.join()
         batch = farmer.recv(min_ready=4, timeout=60)
         assert sorted(batch.slot.tolist()) == slots
         assert not batch.lost.any()
         whoever_is_ready(farmer, slots, 20)
+
+
+def test_a_line_that_he_did_not_let_go_of_himself_is_no_hindrance(farm):
+    with Farmer(COUNTING, [(farm.address, 4)]) as farmer:
+        slots = started(farmer)
+        farmer.send(actions(4), slots)
+        poll_until(farmer._farms[0].courier._hold, 30, "the line")  # as after a Ctrl-C at the worst instant
+        began = time.monotonic()
+        batch = farmer.recv(min_ready=4, timeout=60)
+        assert sorted(batch.slot.tolist()) == slots
+        assert not batch.lost.any()
+        assert time.monotonic() < began + courier_module.FORSAKEN
+
+
+def test_ctrl_c_between_an_answer_and_its_place_loses_no_result(farm, monkeypatch):
+    with Farmer(COUNTING, [(farm.address, 4)]) as farmer:
+        slots = started(farmer)
+        read, calls = farmer._read, []
+
+        def interrupted(*args):
+            calls.append(args)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return read(*args)
+
+        monkeypatch.setattr(farmer, "_read", interrupted)
+        monkeypatch.setattr(courier_module, "AWAY", 60.0)  # it strikes the caller, not a thread
+        farmer.hand_over(actions(4), slots)
+        with pytest.raises(KeyboardInterrupt):
+            farmer.recv(min_ready=4)
+        seen = {}
+        while len(seen) < 4:
+            batch = farmer.recv()
+            assert not batch.lost.any()
+            seen.update(zip(batch.slot.tolist(), batch.obs[:, 1].tolist(), strict=True))
+        assert seen == dict.fromkeys(slots, 1)
+        ledger = farmer.status()["ledger"]
+        assert (ledger["sent"], ledger["done"]) == (4, 4)
+
+
+@pytest.mark.slow
+def test_an_answer_that_takes_long_does_not_break_another_farms_connection(farm, monkeypatch):
+    with (
+        running_farm(SLOW, slots=1) as other,
+        running_farm(SLOW, slots=1) as third,
+        Farmer(SLOW, [(other.address, 1), (third.address, 1)]) as farmer,
+    ):
+        slots = started(farmer)
+        lines = {farm_.courier: farm_.courier._poll_line for farm_ in farmer._farms}
+        finish = Connection.finish
+        slow = farmer._farms[0].courier._poll_line
+
+        def slowly(self):
+            replies = finish(self)
+            if self is slow and replies:
+                time.sleep(courier_module.WAIT + courier_module.ANSWER_LIMIT + 0.5)
+            return replies
+
+        monkeypatch.setattr(Connection, "finish", slowly)
+        farmer.send([[0.0], [0.3]], slots)
+        assert sorted(farmer.recv(min_ready=2).slot.tolist()) == slots
+        assert all(courier._poll_line is line for courier, line in lines.items())
 
 
 def test_a_caller_who_was_held_up_does_not_let_go_of_what_a_thread_holds_now(slow_farm):
