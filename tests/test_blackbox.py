@@ -158,6 +158,7 @@ def test_what_comes_out_otherwise_is_another_end(tmp_path):
     assert (code, "it went well to the last step; in the farm it was exit code 7 in step 2" in said) == (1, True), said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["hang_in_c", "hang_with_gil", "spin", "stop"])
 def test_a_hang_is_told_with_where_it_hangs_and_comes_again(tmp_path, fault):
     with supervised(tmp_path, Limits(step=2.0), fault=fault, at_step=2) as supervisor:

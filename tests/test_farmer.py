@@ -150,6 +150,7 @@ def test_recv_gives_who_is_ready_and_waits_for_no_straggler(slow_farm):
         assert late[0].obs[1] == 1
 
 
+@pytest.mark.slow
 def test_a_batch_tells_the_seconds_in_the_environment_and_of_the_whole_way(slow_farm):
     with Farmer(SLOW, [(slow_farm.address, 2)]) as farmer:
         farmer.reset([0, 1])
@@ -305,6 +306,7 @@ def test_a_close_by_another_thread_ends_a_recv_that_waits(slow_farm):
     closing.join()
 
 
+@pytest.mark.slow
 def test_a_late_result_stays_addressed_to_its_own_step(slow_farm):
     with Farmer(SLOW, [(slow_farm.address, 1)]) as farmer:
         started(farmer)
@@ -460,6 +462,7 @@ def test_two_farms_stay_busy_and_their_steps_are_in_proportion_to_their_slots(fa
         assert_ledgers_sum(farmer)
 
 
+@pytest.mark.slow
 def test_a_farm_that_is_twice_as_slow_makes_half_the_steps_of_a_slot(farms_of_2_and_6):
     small, large = farms_of_2_and_6
     with Farmer(SLOW, [(small.address, 2), (large.address, 6)]) as farmer:
@@ -658,6 +661,7 @@ def test_the_others_are_used_when_a_farm_is_away_and_it_joins_when_it_comes(farm
             assert len(started(farmer)) == 4
 
 
+@pytest.mark.slow
 def test_a_farm_that_is_killed_loses_its_rows_and_rejoins_on_the_same_port(farm):
     with contextlib.ExitStack() as stack:
         other = stack.enter_context(running_farm(SLOW, COUNTING, slots=2, port=closed_port()))

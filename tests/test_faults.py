@@ -452,6 +452,7 @@ def test_what_is_missing_adds_up_to_the_loss_of_goodput():
     assert sum(missing.values()) == pytest.approx(10.0)
 
 
+@pytest.mark.slow
 def test_a_farmer_that_keeps_accounts_tells_a_killed_worker_from_a_farm_that_is_gone():
     accounts = Accounts()
     with running_farm("environments:SlowEnv", slots=2) as farm:

@@ -80,6 +80,7 @@ def hammer(farmer, rng, seconds, between, buckets=()):
             between()
 
 
+@pytest.mark.slow
 def test_it_sums_at_every_instant_while_everything_goes_wrong():
     rng = random.Random(4)
     with running_farm(RAISING, slots=3) as one, running_farm(RAISING, slots=2) as other:

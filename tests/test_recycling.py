@@ -175,6 +175,7 @@ def test_a_worker_that_has_become_slow_is_replaced():
         assert supervisor.status()[0]["ledger"]["done"] == 1200
 
 
+@pytest.mark.slow
 def test_a_replaced_worker_closes_its_environment_and_nobody_waits_for_that(tmp_path, monkeypatch):
     monkeypatch.setattr("farmhand.supervisor.LEAVE_LIMIT", 30.0)
     log = tmp_path / "closed"

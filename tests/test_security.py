@@ -248,6 +248,7 @@ def joins(address, key):
 # Afterwards.
 
 
+@pytest.mark.slow
 def test_a_host_may_be_silent_between_messages_and_wait_long_but_not_stop_within_one(monkeypatch):
     monkeypatch.setattr(gate, "MESSAGE_LIMIT", 1.0)
     monkeypatch.setattr(gate, "FIRST_CALL_LIMIT", 1.0)

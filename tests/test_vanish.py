@@ -382,6 +382,7 @@ def play_through(farm, faults, steps, slots=4, limit=100.0):
 UNCLOSED = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
 
 
+@pytest.mark.slow
 @UNCLOSED
 def test_flips_doubles_and_cuts_on_the_wire_give_no_wrong_transition(farm):
     play_through(farm, Faults(seed=5, count=4, every=30, kinds=("flip", "double", "cut")), steps=300)
