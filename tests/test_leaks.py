@@ -186,7 +186,8 @@ def grown(parts, before):
     """What there is more of than before."""
     held, kinds = parts.held()
     more = {kind: count - before[1][kind] for kind, count in kinds.items() if count - before[1][kind] > CHANCE}
-    if held - before[0] > 2 * ROUNDS * CHANCE:
+    # Some 30 come in the first rounds and then no more; one for each fault is more than this allows.
+    if held - before[0] > 0.75 * ROUNDS * len(INSIDE + OUTSIDE):
         more["objects that hang on them"] = held - before[0]
     return more
 
