@@ -100,7 +100,7 @@ class Courier:
     # What the caller does.
 
     def put(self, commands: list[Command]) -> None:
-        """Queues commands; returns at once. `begin` or `fetch` sends them, or a thread does within AWAY."""
+        """Queues commands; returns at once. Whoever puts some calls `begin` or `fetch` next, which have them sent."""
         with self._state:
             self._queue += commands
             self._under_way.update((command[0], command[1]) for command in commands)

@@ -240,7 +240,7 @@ class Farmer:
     def step(self, actions: Any, slots: Sequence[int], timeout: float | None = 60.0) -> Batch:
         """`send`, and `recv` of all that is then under way, in one call: the fastest way to step all in a row.
 
-        Where one farm has all the slots this costs no change of thread. Arguments and errors as theirs.
+        It costs one call to each farm, and no change of thread. Arguments and errors as theirs.
         """
         self._send(actions, slots, 1, False)
         return self.recv(self._sent + len(self._rows), timeout)

@@ -20,16 +20,29 @@ LENGTH = 10_000
 
 
 @pytest.fixture(scope="module")
-def farm():
+def lasting_farm():
     with running_farm(COUNTING, slots=4, kwargs={"length": LENGTH}) as farm:
         yield farm
 
 
+@pytest.fixture
+def farm(lasting_farm):
+    """Four free slots."""
+    lasting_farm.wait_until_free()
+    return lasting_farm
+
+
 @pytest.fixture(scope="module")
-def slow_farm():
-    """Sleeps as long as an action says."""
+def lasting_slow_farm():
     with running_farm(SLOW, slots=4) as farm:
         yield farm
+
+
+@pytest.fixture
+def slow_farm(lasting_slow_farm):
+    """Four free slots that sleep as long as an action says."""
+    lasting_slow_farm.wait_until_free()
+    return lasting_slow_farm
 
 
 @pytest.fixture
