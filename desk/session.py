@@ -23,7 +23,7 @@ from desk.farms import Farms
 from desk.folder import Folder
 from desk.options import AGENTS, Options
 from desk.screen import console, say, shell
-from farmer.places import LOST_BUCKETS
+from farmer.ledger import LOST_BUCKETS
 from wire.errors import FarmError, FarmlistError
 
 WINDOW = 10  #: episodes of the running mean

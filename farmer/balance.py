@@ -18,7 +18,7 @@ LATELY = 32  #: durations that a pace remembers, roughly
 SHORTEST = 1e-6  #: s
 
 
-class Pace:
+class RecentMean:
     """How long something takes lately: the geometric mean, which one straggler hardly moves.
 
     A policy can make one step of a simulator a thousand times longer than the next, on any machine; that moves the

@@ -11,7 +11,8 @@ import gymnasium
 from gymnasium.error import ClosedEnvironmentError
 
 from farmer.arguments import refuse_unknown
-from farmer.pool import Farmer, Row
+from farmer.batch import Row
+from farmer.pool import Farmer
 from wire.errors import BadSlot, EnvironmentFault, NothingSent
 
 

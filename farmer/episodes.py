@@ -17,7 +17,8 @@ from typing import Any
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 
-from farmer.pool import Farmer, Row
+from farmer.batch import Row
+from farmer.pool import Farmer
 from wire.errors import BadSlot, EnvironmentFault, FarmTimeout, NothingSent
 
 TRIES = 3  #: failures in a row after which a reset that the caller asked for is given up

@@ -6,8 +6,13 @@ An ssh:// address is a farm that listens on its own machine's 127.0.0.1 only; th
 
     ssh://[user@]host[:ssh's port][/farm's port]        'ssh://me@gpu7:2222/20100'
 
-What is left out, ssh takes from the user's ssh config (host may be a name from there, with its jump hosts and keys);
-the farm's port is 20099.
+A local: address is a farm inside the farmer's own process, for debugging and for tests (`farmer/local.py`); with a name
+behind the colon there can be several:
+
+    local:        local:second
+
+What is left out of an ssh:// address, ssh takes from the user's ssh config (host may be a name from there, with its
+jump hosts and keys); the farm's port is 20099.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from wire.errors import FarmlistError
 PORT = 20099  #: where a farm listens unless told otherwise
 NAME = "farmlist_base"
 SSH = "ssh://"
+LOCAL = "local:"
 EXAMPLE = "%s = [('127.0.0.1', 4), ('192.168.1.33:20100', 8)]" % NAME
 
 
@@ -37,7 +43,16 @@ class FarmAddress:
     slots: int
     ssh: str | None = None  #: [user@]host[:port] of the machine, when the way to the farm is a tunnel to it
 
+    @property
+    def scheme(self) -> str:
+        """How the farm is reached: "pyro", "ssh" or "local"."""
+        if self.ssh is not None:
+            return "ssh"
+        return "local" if self.host.startswith(LOCAL) else "pyro"
+
     def __str__(self) -> str:
+        if self.scheme == "local":
+            return self.host
         if self.ssh is not None:
             return SSH + self.ssh + ("" if self.port == PORT else "/%d" % self.port)
         return "[%s]:%d" % (self.host, self.port) if ":" in self.host else "%s:%d" % (self.host, self.port)
@@ -112,6 +127,8 @@ def _entry(entry: Any, at: str) -> FarmAddress:
         raise FarmlistError("%s: the address must be a text, not %r\n  %s" % (at, address, wanted))
     if address.strip().startswith(SSH):
         return _ssh_entry(address.strip(), slots, at)
+    if re.fullmatch(LOCAL + r"[\w-]*", address.strip()):
+        return FarmAddress(address.strip(), 0, slots)
     host, port = _split(address.strip())
     if not host or any(c.isspace() or c in "/@" for c in host) or not _is_port(port):
         raise FarmlistError("%s: %r is no address\n  %s" % (at, address, wanted))

@@ -23,8 +23,7 @@ import psutil
 import Pyro4
 from helpers import freeze, poll_until
 
-from farmer import Farmer, RemoteEnv
-from farmer.connection import open_object
+from farmer import Farmer, RemoteEnv, open_object
 from farmhand.catalog import Catalog
 from farmhand.service import FarmDaemon
 from farmhand.supervisor import Supervisor

@@ -12,9 +12,9 @@ import Pyro4
 import pytest
 from farms import ROOT, TESTS, farm_here, running_farm
 
-from farmer import Farmer, RemoteEnv
-from farmer.connection import Connection, open_object
+from farmer import Farmer, RemoteEnv, open_object
 from farmer.farmlist import load_farmlist
+from farmer.pyro.connection import Connection
 from farmhand.service import FarmDaemon
 from wire import auth
 from wire.errors import BadKey, FarmRefused, FarmUnreachable, KeyRefused, StartError
@@ -197,7 +197,7 @@ def test_what_only_pretends_to_be_a_farm_is_not_used(said, error, words):
 
 
 def test_a_farm_that_says_nothing_is_left_in_time(monkeypatch):
-    monkeypatch.setattr("farmer.connection.CONNECT_LIMIT", 0.3)
+    monkeypatch.setattr("farmer.pyro.proxy.CONNECT_LIMIT", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = load_farmlist([("127.0.0.1:%d" % listening.getsockname()[1], 1)])[0]
         with pytest.raises(FarmUnreachable, match="the farm hangs"):

@@ -81,7 +81,7 @@ def test_no_farm_gives_a_slot_while_a_clearly_faster_one_has_some_left(has, want
 
 
 def test_a_pace_follows_a_slower_machine_and_hardly_a_straggler():
-    pace = balance.Pace()
+    pace = balance.RecentMean()
     assert pace.mean is None
     pace.add(0.01)
     assert pace.mean == pytest.approx(0.01)

@@ -17,7 +17,7 @@ from helpers import poll_until
 from proxy import Proxy
 
 from farmer import Farmer, RemoteEnv
-from farmer import connection as connection_module
+from farmer.pyro import proxy as proxy_module
 from wire import protocol
 from wire.errors import (
     BadAction,
@@ -561,9 +561,16 @@ def test_more_slots_than_a_farm_offers_are_refused(farm):
 
 def test_an_environment_that_a_farm_does_not_offer_is_refused_with_those_it_does(farm, slow_farm):
     with pytest.raises(NoSuchEnvironment, match=rf"does not offer 'environments:CountingEn'.*\n  close: {COUNTING}"):
-        Farmer("environments:CountingEn", [(farm.address, 4)])
-    with pytest.raises(NoSuchEnvironment, match=slow_farm.address):
-        Farmer(COUNTING, [(farm.address, 4), (slow_farm.address, 4)])
+        Farmer("environments:CountingEn", [(farm.address, 4), (slow_farm.address, 4)])
+    assert (free_slots(farm), free_slots(slow_farm)) == (4, 4)
+
+
+def test_a_farm_without_the_environment_is_skipped_with_a_word(farm, slow_farm, caplog):
+    with Farmer(COUNTING, [(slow_farm.address, 4), (farm.address, 4)]) as farmer:
+        assert farmer.nb_slots == 4
+        lacking = farmer.status()["farms"][0]
+        assert f"the farm at {slow_farm.address}: this farm does not offer {COUNTING!r}" in lacking["trouble"]
+        assert "now: going on without this farm" in caplog.text
     assert (free_slots(farm), free_slots(slow_farm)) == (4, 4)
 
 
@@ -629,7 +636,7 @@ def test_what_is_no_farm_is_told_and_a_farm_beside_it_is_used(farm, answer):
 
 
 def test_a_server_that_says_nothing_is_given_up_after_a_limit(monkeypatch):
-    monkeypatch.setattr(connection_module, "CONNECT_LIMIT", 0.5)
+    monkeypatch.setattr(proxy_module, "CONNECT_LIMIT", 0.5)
     with listening(None) as address, pytest.raises(FarmUnreachable, match="hangs"):
         Farmer(COUNTING, [(address, 1)])
 

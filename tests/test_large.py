@@ -21,8 +21,8 @@ from gymnasium.vector import AutoresetMode
 from helpers import poll_until
 
 from farmer import Farmer, RemoteEnv, make_vec
-from farmer.connection import LONG as LONG_MESSAGE
-from farmer.connection import _Line
+from farmer.pyro.proxy import LONG as LONG_MESSAGE
+from farmer.pyro.proxy import _Socket
 from farmer.values import Values
 from farmhand import gate, supervisor
 from farmhand.catalog import Catalog
@@ -363,7 +363,7 @@ def test_a_host_reads_messages_of_any_length_one_after_the_other():
     with one, other:
         sending = threading.Thread(target=one.sendall, args=(b"".join(data),))
         sending.start()
-        line = _Line(other, "farm")
+        line = _Socket(other, "farm")
         for each in data:
             assert bytes(line.recv(len(each))) == each
         sending.join(10.0)

@@ -24,8 +24,8 @@ from helpers import poll_until
 from proxy import Proxy
 
 from farmer import Farmer
-from farmer.connection import Connection
 from farmer.farmlist import load_farmlist
+from farmer.pyro.connection import Connection
 from farmhand.catalog import Catalog
 from farmhand.limits import Limits
 from farmhand.service import FarmDaemon

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import time
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -18,9 +19,11 @@ from helpers import poll_until
 
 import farmer
 from farmer import Farmer, RemoteEnv
+from farmer.commands import Commands
 from farmer.farmlist import FarmAddress
 from farmer.placement import Placement
-from farmer.places import Farm, Place
+from farmer.remote_farm import RemoteFarm
+from farmer.remote_slot import RemoteSlot
 from wire import protocol
 from wire.errors import FarmTimeout, NoFreeSlot
 
@@ -136,10 +139,10 @@ def pool_of(*paces):
     """A placement after episodes of 10 steps, and a place for each pace on a farm of its own."""
     placement, places = Placement(), []
     for slot, pace in enumerate(paces):
-        farm = Farm(FarmAddress("127.0.0.1", 20000 + slot, 1))
-        places.append(Place(slot, farm, far=0))
-        farm.by_far[0] = places[-1]
-        farm.places.append(places[-1])
+        farm = RemoteFarm(FarmAddress("127.0.0.1", 20000 + slot, 1))
+        places.append(RemoteSlot(slot, farm))
+        places[-1].assign(0)
+        farm.slots.append(places[-1])
         if pace is not None:
             places[-1].step_s.add(pace)
         places[-1].steps = 10
@@ -173,8 +176,22 @@ def test_an_episode_in_a_slower_place_is_worth_what_the_reset_would_take():
     assert not placement.is_worth(own, other, 119.0)
     assert placement.is_worth(own, other, 121.0), "its reset takes longer than usual"
     own.sent = None
-    own.farm.by_far.clear()
+    own.farm.by_number.clear()
     assert placement.is_worth(own, other, 0.0), "its farm is gone"
+
+
+class Watched(Commands):
+    """Commands that a test may tell what a pool has seen."""
+
+    made: ClassVar[list[Commands]] = []
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.made.append(self)
+
+
+class WatchedFarmer(Farmer):
+    commands_type = Watched
 
 
 class Hanging(Recorder):
@@ -191,12 +208,13 @@ class Hanging(Recorder):
 def test_a_slot_that_was_left_out_plays_when_the_faster_one_hangs():
     with (
         farm_here("HangingEnv", {"length": 5}, slots=2) as address,
-        Farmer("environments:HangingEnv", [(address, 2)]) as pool,
+        WatchedFarmer("environments:HangingEnv", [(address, 2)]) as pool,
     ):
-        for place, pace in zip(pool._places, (0.02, 0.1), strict=True):
-            place.step_s.add(pace)
-        place.steps = 5
-        pool._placement.ended(place)
+        commands = Watched.made[-1]
+        for index, pace in enumerate((0.02, 0.1)):
+            commands.slot(index).step_s.add(pace)
+        commands.slot(1).steps = 5
+        commands.placement.ended(commands.slot(1))
         assert pool.vacant(2) == [0], "its two episodes end before one of the other slot"
 
         class Killer(Places):
@@ -214,7 +232,7 @@ def test_a_slot_that_was_left_out_plays_when_the_faster_one_hangs():
 def test_a_slot_that_has_not_stepped_is_taken_for_one_as_its_farm_or_as_the_fastest():
     placement, places = pool_of(1.0, 3.0, None)
     assert placement.chosen(places, [1, 2], 1, 0.0) == [2]
-    new = Place(3, places[1].farm)
+    new = RemoteSlot(3, places[1].farm)
     assert placement.chosen([*places, new], [3, 0], 1, 0.0) == [0]
     assert placement.chosen(places, [], 5, 0.0) == placement.chosen(places, [0], 0, 0.0) == []
 
@@ -264,16 +282,16 @@ def test_a_limit_of_this_side_on_the_very_step_that_ends_the_episode_leaves_its_
             assert observations.tolist() == [[episode, 0, 0]]
 
 
-def test_a_slot_that_is_let_go_of_at_its_end_is_not_reset_again(caplog):
-    with (
-        farm_here("CountingEnv", {"length": 2}, slots=2) as address,
-        farmer.make_vec(COUNTING, 2, [(address, 2)], timeout=30.0) as envs,
-        caplog.at_level(logging.INFO, "farmer"),
-    ):
+def test_a_slot_that_is_let_go_of_at_its_end_is_not_reset_again(caplog, tmp_path):
+    farmlist = tmp_path / "farmlist.py"
+    with farm_here("CountingEnv", {"length": 2}, slots=2) as address, contextlib.ExitStack() as stack:
+        farmlist.write_text(f"farmlist_base = [({address!r}, 2)]\n")
+        envs = stack.enter_context(farmer.make_vec(COUNTING, 2, farmlist, timeout=30.0))
+        stack.enter_context(caplog.at_level(logging.INFO, "farmer"))
         envs.reset()
         envs.step(np.zeros((2, 1), np.float32))
-        with envs._pool._lock:
-            envs._pool._keeper.apply([FarmAddress("127.0.0.1", int(address.partition(":")[2]), 1)])
+        farmlist.write_text(f"farmlist_base = [({address!r}, 1)]\n")
+        envs._pool.refarm()
         assert envs.step(np.zeros((2, 1), np.float32))[3].tolist() == [True, True]
         poll_until(lambda: ask_farm(address, "describe")["free"] == 1, 30, "the slot that is not wanted any more")
         poll_until(lambda: sorted(states(address)) == ["idle", "ready"], 30, "one reset")
@@ -404,12 +422,13 @@ def test_with_an_episode_ahead_a_barrier_does_not_wait_for_a_farm_that_is_gone()
             assert envs.step(np.zeros((1, 1), np.float32))[0].tolist() == [[1, step, 0]]
 
 
-def test_a_place_ahead_that_is_slow_is_not_taken_for_a_fast_one(speeds):
+def test_a_place_ahead_that_is_slow_is_not_taken_for_a_fast_one(speeds, monkeypatch):
+    monkeypatch.setattr(Farmer, "commands_type", Watched)
     with farmer.make_vec(STEADY, 2, [(speeds[1], 2), (speeds[0], 2)], ahead=2) as envs:
         envs.reset()
         at = [envs._pool.name_of(place) for place in envs.episodes._at[:2]]
         for place in range(4):  # as after many episodes
-            envs._pool._places[place].step_s.add(0.025 if envs._pool.name_of(place) == speeds[1] else 0.075)
+            Watched.made[-1].slot(place).step_s.add(0.025 if envs._pool.name_of(place) == speeds[1] else 0.075)
         for _ in range(4 * LENGTH):
             envs.step(np.zeros((2, 1), np.float32))
         after = [envs._pool.name_of(place) for place in envs.episodes._at[:2]]

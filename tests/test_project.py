@@ -38,14 +38,18 @@ RULES = {
     "farmhand knows no learner and no host": Rule(
         ["farmhand/**/*.py", "farm.py"], LEARNER | {"farmer", "agents", "desk", "train"}
     ),
-    "farmer knows no slave and no learner": Rule(
-        ["farmer/**/*.py"], LEARNER | {"farmhand", "agents", "desk", "train", "farm"}
+    "farmer knows no farm machine and no learner": Rule(
+        ["farmer/**/*.py"],
+        LEARNER | {"farmhand", "agents", "desk", "train", "farm"},
+        but=("farmer/local.py",),  # a farm in the farmer's own process, imported when one is made
     ),
+    "the farmer knows Pyro4 in one folder": Rule(["farmer/**/*.py"], {"Pyro4", "msgpack"}, but=("farmer/pyro/*.py",)),
+    "a local farm knows no learner": Rule(["farmer/local.py"], LEARNER | {"agents", "desk", "train", "farm"}),
     "wire knows neither side": Rule(["wire/**/*.py"], LEARNER | (OURS - {"wire"})),
     "agents know no wire": Rule(["agents/**/*.py"], {"Pyro4", "wire", "farmhand", "farm", "farmer", "desk", "train"}),
     "recipes are data, and read nothing of ours": Rule(["simulators/**/*.py"], OURS | LEARNER | {"Pyro4"}),
     "slots, balance and codec know no network and no process": Rule(
-        ["farmhand/slots.py", "farmer/balance.py", "wire/codec.py"], OUTSIDE
+        ["farmhand/slots.py", "farmer/balance.py", "farmer/ledger.py", "wire/codec.py"], OUTSIDE
     ),
 }
 

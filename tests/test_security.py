@@ -18,9 +18,9 @@ from farms import START_LIMIT, farm_here, running_farm
 from helpers import poll_until
 from Pyro4 import message
 
-from farmer import Farmer
-from farmer.connection import Connection, open_object
+from farmer import Farmer, open_object
 from farmer.farmlist import load_farmlist
+from farmer.pyro.connection import Connection
 from farmhand import gate, service
 from wire import auth, codec, protocol
 from wire.errors import FarmRefused, LeaseLost

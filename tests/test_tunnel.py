@@ -18,7 +18,7 @@ from helpers import poll_until
 
 from farmer import Farmer
 from farmer.farmlist import load_farmlist
-from farmer.tunnel import Tunnel
+from farmer.pyro.tunnel import Tunnel
 from wire.errors import BadSlot, FarmUnreachable
 
 COUNTING = "environments:CountingEnv"

@@ -17,8 +17,8 @@ from helpers import poll_until
 from proxy import Faults, Proxy
 
 from farmer import Farmer
-from farmer.connection import Connection
 from farmer.farmlist import FarmAddress
+from farmer.pyro.connection import Connection
 from farmhand.supervisor import LONGEST_WAIT
 from wire import codec, protocol
 from wire.errors import FarmRefused, FarmUnreachable, MessageDamaged
@@ -123,7 +123,7 @@ def test_a_farm_that_freezes_is_left_and_taken_back_when_it_wakes_while_the_othe
 
 @pytest.mark.slow
 def test_an_address_that_is_silent_does_not_delay_the_return_of_another_farm(farm, monkeypatch):
-    monkeypatch.setattr("farmer.connection.CONNECT_LIMIT", 1.5)
+    monkeypatch.setattr("farmer.pyro.proxy.CONNECT_LIMIT", 1.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         nobody = "127.0.0.1:%d" % silent.getsockname()[1]
         with running_farm(SLOW, slots=2, port=closed_port()) as other:
@@ -140,7 +140,7 @@ def test_an_address_that_is_silent_does_not_delay_the_return_of_another_farm(far
 
 
 def test_many_dead_addresses_are_tried_at_once_at_the_start(farm, monkeypatch):
-    monkeypatch.setattr("farmer.connection.CONNECT_LIMIT", 1.5)
+    monkeypatch.setattr("farmer.pyro.proxy.CONNECT_LIMIT", 1.5)
     servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(20)]
     try:
         silent = [("127.0.0.1:%d" % server.getsockname()[1], 1) for server in servers]
@@ -155,12 +155,12 @@ def test_many_dead_addresses_are_tried_at_once_at_the_start(farm, monkeypatch):
             server.close()
 
 
-def test_a_lease_that_the_farm_has_ended_is_leased_anew_at_once(farm):
+def test_a_lease_that_the_farm_has_ended_is_leased_anew_at_once(farm, exchanges):
     # As after a host that slept for longer than a lease lives.
     with Farmer(SLOW, [(farm.address, 2)]) as farmer:
         begin(farmer)
         farmer.send([[3.0]], [0])
-        ask_farm(farm.address, "release", farmer._farms[0].courier.lease)
+        ask_farm(farm.address, "release", exchanges[0].lease)
         rows = {}
         while len(rows) < 2:
             rows.update({row.slot: row for row in farmer.collect(timeout=30)})
@@ -257,18 +257,18 @@ def test_a_call_that_waits_on_an_old_connection_takes_nothing_with_it(leased):
     waiting = threading.Thread(target=lambda: found.append(old.exchange(lease, [], LONGEST_WAIT, limit=30.0)))
     waiting.start()
     time.sleep(0.2)
-    assert new.exchange(lease, [], 0.0, line=1) == []  # after a broken connection with nothing under way
+    assert new.exchange(lease, [], 0.0, generation=1) == []  # after a broken connection with nothing under way
     waiting.join(LONGEST_WAIT - 1.0)
     assert found == [[]], "it ends at once, and would else have read the next reply"
-    replies = new.exchange(lease, [[0, 1, protocol.RESET, RESET]], 2.0, line=1)
+    replies = new.exchange(lease, [[0, 1, protocol.RESET, RESET]], 2.0, generation=1)
     assert [reply[1:3] for reply in replies] == [[1, protocol.OBSERVATION]]
 
 
 def test_a_call_that_was_delayed_on_an_old_connection_does_nothing_and_gets_nothing(leased):
     old, new, lease = leased
-    new.exchange(lease, [], 0.0, line=1)
-    assert old.exchange(lease, [[0, 1, protocol.RESET, RESET]], 1.0, line=0) == []
-    asked = new.exchange(lease, [[0, 1, protocol.ASK, b""]], 0.0, line=1)
+    new.exchange(lease, [], 0.0, generation=1)
+    assert old.exchange(lease, [[0, 1, protocol.RESET, RESET]], 1.0, generation=0) == []
+    asked = new.exchange(lease, [[0, 1, protocol.ASK, b""]], 0.0, generation=1)
     assert [reply[2] for reply in asked] == [protocol.LOST]
     assert "never reached" in codec.decode(asked[0][4])["text"]
 

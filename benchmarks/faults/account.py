@@ -29,10 +29,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from farmer import Farmer
-from farmer.courier import Courier
+from farmer.commands import Commands
+from farmer.link import Link
+from farmer.remote_slot import RemoteSlot
 from wire import protocol
 
 KINDS = ("work", "slow", "way", "stall", "reset", "start", "hang", "crash", "invalid", "wire", "farm", "again", "host")
@@ -124,26 +127,39 @@ class Accounts:
         return rates[0] / rates[1]
 
 
+class Watching(Commands):
+    """Commands that keep accounts; `accounts` is set by the farmer before the first one."""
+
+    accounts: Accounts
+
+    def dispatch(self, indices: Sequence[int], kind: int, bodies: Sequence[bytes]) -> list[Link]:
+        self.accounts.sent(list(indices), kind == protocol.STEP)
+        return super().dispatch(indices, kind, bodies)
+
+    def finish(
+        self, slot: RemoteSlot, kind: int, value: Any, why: str | None, bucket: str, trip_s: float = 0.0
+    ) -> None:
+        if not slot.attached:
+            self.accounts.left(slot.index)
+        elif why is not None:
+            self.accounts.lost(slot.index, bucket)
+        else:
+            self.accounts.answered(slot.index, slot.sent == protocol.STEP, value[-1])
+        super().finish(slot, kind, value, why, bucket, trip_s)
+
+    def on_left(self, slot: RemoteSlot, why: str) -> None:
+        self.accounts.left(slot.index)
+        super().on_left(slot, why)
+
+
 class Watched(Farmer):
     """A farmer that keeps accounts."""
 
     def __init__(self, accounts: Accounts, *args: Any, **kwargs: Any):
-        self.accounts = accounts
+        def watching(*parts: Any) -> Watching:
+            made = Watching(*parts)
+            made.accounts = accounts
+            return made
+
+        self.commands_type = watching  # type: ignore[assignment]
         super().__init__(*args, **kwargs)
-
-    def _dispatch(self, slots: list[int], kind: int, bodies: list[bytes]) -> list[Courier]:
-        self.accounts.sent(slots, kind == protocol.STEP)
-        return super()._dispatch(slots, kind, bodies)
-
-    def _finish(self, place: Any, kind: int, value: Any, why: str | None, bucket: str, trip_s: float = 0.0) -> None:
-        if not place.here:
-            self.accounts.left(place.slot)
-        elif why is not None:
-            self.accounts.lost(place.slot, bucket)
-        else:
-            self.accounts.answered(place.slot, place.sent == protocol.STEP, value[-1])
-        super()._finish(place, kind, value, why, bucket, trip_s)
-
-    def _on_left(self, place: Any, why: str) -> None:
-        self.accounts.left(place.slot)
-        super()._on_left(place, why)

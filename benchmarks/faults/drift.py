@@ -19,8 +19,8 @@ import psutil
 
 from benchmarks.faults.parts import WAIT_LIMIT, Bench, Farm, Proxy, row
 from farmer import Farmer
-from farmer.connection import Connection
 from farmer.farmlist import load_farmlist
+from farmer.pyro.connection import Connection
 from simulators.faulty import NUMBERS
 from wire.errors import FarmError
 

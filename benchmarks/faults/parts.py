@@ -32,7 +32,8 @@ import Pyro4
 
 from benchmarks.faults.history import First, Got, History, Verdict, action_of, check, read_journal
 from farmer import Farmer
-from farmer.courier import Courier
+from farmer.commands import Commands
+from farmer.link import Link
 from farmhand.catalog import Catalog
 from farmhand.process import WIRE, WORKER
 from simulators.faulty import MOST, NUMBERS
@@ -183,14 +184,21 @@ class Proxy:
         self._process.stdout.close()
 
 
-class Pool(Farmer):
-    """A farmer that tells which steps really went: a slot that was lost just before gets none."""
+class Told(Commands):
+    """Commands that remember to which slots the last ones went."""
 
     went: tuple[int, ...] = ()
 
-    def _dispatch(self, slots: list[int], kind: int, bodies: list[bytes]) -> list[Courier]:
-        self.went = tuple(slots)
-        return super()._dispatch(slots, kind, bodies)
+    def dispatch(self, indices: Sequence[int], kind: int, bodies: Sequence[bytes]) -> list[Link]:
+        self.went = tuple(indices)
+        return super().dispatch(indices, kind, bodies)
+
+
+class Pool(Farmer):
+    """A farmer that tells which steps really went: a slot that was lost just before gets none."""
+
+    commands_type = Told
+    commands: Told
 
 
 class Driver(threading.Thread):
@@ -290,11 +298,11 @@ class Driver(threading.Thread):
         orders = {slot: self.orders.pop(slot) for slot in slots if slot in self.orders}  # another thread may give more
         faults = [NUMBERS[orders[slot]] if slot in orders else 0 for slot in slots]
         actions = [[action_of(number), fault] for number, fault in zip(numbers, faults, strict=True)]
-        self.pool.went = ()
+        self.pool.commands.went = ()
         now = time.monotonic()
         self.pool.send(np.array(actions, "float32"), slots)
         for slot, number in zip(slots, numbers, strict=True):
-            if slot not in self.pool.went:
+            if slot not in self.pool.commands.went:
                 if slot in orders:
                     self.orders[slot] = orders[slot]
                 continue

@@ -30,9 +30,9 @@ import psutil
 from Pyro4 import message
 
 from benchmarks.shared.table import machine, table
-from farmer import Farmer, RemoteEnv
-from farmer.connection import Connection, open_object
+from farmer import Farmer, RemoteEnv, open_object
 from farmer.farmlist import load_farmlist
+from farmer.pyro.connection import Connection
 from farmhand import gate
 from farmhand.catalog import Catalog
 from farmhand.service import FarmDaemon

@@ -1,4 +1,4 @@
-"""Who makes the calls to a farm: the caller while he is there, the courier's threads while he is not."""
+"""Which thread makes the calls to a farm: the caller's while it is there, the exchange's own while it is not."""
 
 import collections
 import threading
@@ -7,12 +7,13 @@ import time
 import numpy as np
 import psutil
 import pytest
-from farms import running_farm
+from farms import ask_farm, running_farm
 from helpers import poll_until
 
 from farmer import Farmer
-from farmer import courier as courier_module
-from farmer.connection import Connection
+from farmer.pyro import exchange as exchange_module
+from farmer.pyro.connection import Connection
+from farmer.replies import ReplyReader
 
 COUNTING = "environments:CountingEnv"
 SLOW = "environments:SlowEnv"
@@ -85,7 +86,7 @@ def whoever_is_ready(farmer, slots, batches):
     return seen
 
 
-def test_a_caller_who_sends_and_receives_makes_the_calls_himself(farm, readers):
+def test_a_caller_who_sends_and_receives_makes_the_calls_itself(farm, readers):
     with Farmer(COUNTING, [(farm.address, 4)]) as farmer:
         slots = started(farmer)
         readers.clear()
@@ -94,7 +95,7 @@ def test_a_caller_who_sends_and_receives_makes_the_calls_himself(farm, readers):
     assert readers["MainThread"] > 0.5 * sum(readers.values()), readers
 
 
-def test_he_does_so_with_two_farms(farm, readers):
+def test_so_it_does_with_two_farms(farm, readers):
     with (
         running_farm(COUNTING, slots=2, kwargs={"length": LENGTH}) as other,
         Farmer(COUNTING, [(farm.address, 2), (other.address, 2)]) as farmer,
@@ -108,11 +109,11 @@ def test_he_does_so_with_two_farms(farm, readers):
     assert readers["MainThread"] > 0.5 * sum(readers.values()), readers
 
 
-def test_a_threads_work_goes_back_to_the_caller_who_waits_for_it(slow_farm, readers):
+def test_a_threads_work_goes_back_to_the_caller_who_waits_for_it(slow_farm, readers, exchanges):
     with Farmer(SLOW, [(slow_farm.address, 4)]) as farmer:
         slots = started(farmer)
         farmer.send([[0.3], [0.6], [0.6], [0.6]], slots)
-        poll_until(lambda: _is_held(farmer), 30, "a thread at the farm")
+        poll_until(lambda: is_held(exchanges[0]), 30, "a thread at the farm")
         ready = farmer.recv().slot
         readers.clear()
         for _ in range(100):
@@ -121,8 +122,8 @@ def test_a_threads_work_goes_back_to_the_caller_who_waits_for_it(slow_farm, read
     assert readers["MainThread"] > 0.5 * sum(readers.values()), readers
 
 
-def _is_held(farmer):
-    return farmer._farms[0].courier._line is courier_module.Line.HELD
+def is_held(exchange):
+    return exchange.state is exchange_module.Call.HELD
 
 
 def test_while_the_caller_is_away_a_thread_brings_the_results(farm, readers):
@@ -132,38 +133,37 @@ def test_while_the_caller_is_away_a_thread_brings_the_results(farm, readers):
             readers.clear()
             for slot in slots:
                 farmer.send(actions(1), [slot])
-            poll_until(lambda: len(farmer._rows) == 4, 30, "the results, without a recv")
+            poll_until(lambda: farmer.nb_ready == 4, 30, "the results, without a recv")
             assert readers["MainThread"] == 0, readers
             assert sorted(farmer.recv().slot.tolist()) == slots
 
 
-def test_what_came_since_the_first_result_comes_with_it(slow_farm, monkeypatch):
-    monkeypatch.setattr(courier_module, "AWAY", 60.0)  # no thread helps
+def test_what_came_since_the_first_result_comes_with_it(slow_farm, monkeypatch, exchanges):
+    monkeypatch.setattr(exchange_module, "AWAY", 60.0)  # no thread helps
     with Farmer(SLOW, [(slow_farm.address, 4)]) as farmer:
         slots = started(farmer)
-        farmer._farms[0].courier.want(False)
+        exchanges[0].want(False)
         farmer.send([[0.01], [0.1], [0.1], [0.1]], slots)
-        poll_until(lambda: _is_answered(farmer), 30, "the first result")
+        poll_until(lambda: is_answered(exchanges[0]), 30, "the first result")
         time.sleep(2.0)  # twenty times as long as the others take
         assert sorted(farmer.recv(min_ready=1).slot.tolist()) == slots
 
 
-def _is_answered(farmer):
-    line = farmer._farms[0].courier._poll_line
-    return bool(courier_module._readable([line], 0.0))
+def is_answered(exchange):
+    return exchange.poll_connection.is_answered(0.0)
 
 
-def test_without_a_wait_recv_takes_what_is_there(farm, monkeypatch):
-    monkeypatch.setattr(courier_module, "AWAY", 60.0)
+def test_without_a_wait_recv_takes_what_is_there(farm, monkeypatch, exchanges):
+    monkeypatch.setattr(exchange_module, "AWAY", 60.0)
     with Farmer(COUNTING, [(farm.address, 4)]) as farmer:
         slots = started(farmer)
         farmer.send(actions(4), slots)
-        poll_until(lambda: _is_answered(farmer), 30, "the first result")
+        poll_until(lambda: is_answered(exchanges[0]), 30, "the first result")
         assert len(farmer.recv(min_ready=4, timeout=0)) >= 1
 
 
 def test_actions_that_are_large_are_sent_by_a_thread(farm, monkeypatch):
-    monkeypatch.setattr(courier_module, "LITTLE", 0)
+    monkeypatch.setattr(exchange_module, "LITTLE", 0)
     began = collections.Counter()
     begin = Connection.begin
 
@@ -177,14 +177,14 @@ def test_actions_that_are_large_are_sent_by_a_thread(farm, monkeypatch):
         slots = started(farmer)
         began.clear()
         farmer.send(actions(4), slots)
-        poll_until(lambda: len(farmer._rows) == 4, 30, "the results, without a recv")
+        poll_until(lambda: farmer.nb_ready == 4, 30, "the results, without a recv")
     assert set(began) <= {"poller", "sender"}, began
 
 
-def test_ctrl_c_while_he_waits_costs_no_step_and_no_connection():
+def test_ctrl_c_while_the_caller_waits_costs_no_step_and_no_connection(exchanges):
     with running_farm(SLOW, slots=2) as farm, Farmer(SLOW, [(farm.address, 2)]) as farmer:
         slots = started(farmer)
-        line = farmer._farms[0].courier._poll_line
+        connection = exchanges[0].poll_connection
         farmer.send([[1.0], [1.0]], slots)
         interrupt = threading.Timer(0.2, lambda: psutil.Process().send_signal(2))
         interrupt.start()
@@ -194,16 +194,15 @@ def test_ctrl_c_while_he_waits_costs_no_step_and_no_connection():
         batch = farmer.recv(min_ready=2)
         assert sorted(batch.slot.tolist()) == slots
         assert not batch.lost.any()
-        assert farmer._farms[0].courier._poll_line is line
+        assert exchanges[0].poll_connection is connection
 
 
 @pytest.mark.slow
-def test_a_line_whose_holder_was_interrupted_is_taken_from_him(farm):
+def test_a_connection_whose_holder_was_interrupted_is_taken_from_it(farm, exchanges):
     with Farmer(COUNTING, [(farm.address, 4)]) as farmer:
         slots = started(farmer)
         farmer.send(actions(4), slots)
-        courier = farmer._farms[0].courier
-        other = threading.Thread(target=lambda: poll_until(courier._hold, 30, "the line"))
+        other = threading.Thread(target=lambda: poll_until(exchanges[0].hold, 30, "the connection"))
         other.start()  # and never lets go of it
         other.join()
         batch = farmer.recv(min_ready=4, timeout=60)
@@ -212,22 +211,22 @@ def test_a_line_whose_holder_was_interrupted_is_taken_from_him(farm):
         whoever_is_ready(farmer, slots, 20)
 
 
-def test_a_line_that_he_did_not_let_go_of_himself_is_no_hindrance(farm):
+def test_a_connection_that_the_caller_still_holds_is_no_hindrance(farm, exchanges):
     with Farmer(COUNTING, [(farm.address, 4)]) as farmer:
         slots = started(farmer)
         farmer.send(actions(4), slots)
-        poll_until(farmer._farms[0].courier._hold, 30, "the line")  # as after a Ctrl-C at the worst instant
+        poll_until(exchanges[0].hold, 30, "the connection")  # as after a Ctrl-C at the worst instant
         began = time.monotonic()
         batch = farmer.recv(min_ready=4, timeout=60)
         assert sorted(batch.slot.tolist()) == slots
         assert not batch.lost.any()
-        assert time.monotonic() < began + courier_module.FORSAKEN
+        assert time.monotonic() < began + exchange_module.FORSAKEN
 
 
 def test_ctrl_c_between_an_answer_and_its_place_loses_no_result(farm, monkeypatch):
     with Farmer(COUNTING, [(farm.address, 4)]) as farmer:
         slots = started(farmer)
-        read, calls = farmer._read, []
+        read, calls = ReplyReader.read, []
 
         def interrupted(*args):
             calls.append(args)
@@ -235,8 +234,8 @@ def test_ctrl_c_between_an_answer_and_its_place_loses_no_result(farm, monkeypatc
                 raise KeyboardInterrupt
             return read(*args)
 
-        monkeypatch.setattr(farmer, "_read", interrupted)
-        monkeypatch.setattr(courier_module, "AWAY", 60.0)  # it strikes the caller, not a thread
+        monkeypatch.setattr(ReplyReader, "read", interrupted)
+        monkeypatch.setattr(exchange_module, "AWAY", 60.0)  # it strikes the caller, not another thread
         farmer.hand_over(actions(4), slots)
         with pytest.raises(KeyboardInterrupt):
             farmer.recv(min_ready=4)
@@ -251,49 +250,45 @@ def test_ctrl_c_between_an_answer_and_its_place_loses_no_result(farm, monkeypatc
 
 
 @pytest.mark.slow
-def test_an_answer_that_takes_long_does_not_break_another_farms_connection(farm, monkeypatch):
+def test_an_answer_that_takes_long_does_not_break_another_farms_connection(farm, monkeypatch, exchanges):
     with (
         running_farm(SLOW, slots=1) as other,
         running_farm(SLOW, slots=1) as third,
         Farmer(SLOW, [(other.address, 1), (third.address, 1)]) as farmer,
     ):
         slots = started(farmer)
-        lines = {farm_.courier: farm_.courier._poll_line for farm_ in farmer._farms}
+        connections = [exchange.poll_connection for exchange in exchanges]
         finish = Connection.finish
-        slow = farmer._farms[0].courier._poll_line
+        slow = connections[0]
 
         def slowly(self):
             replies = finish(self)
             if self is slow and replies:
-                time.sleep(courier_module.WAIT + courier_module.ANSWER_LIMIT + 0.5)
+                time.sleep(exchange_module.WAIT + exchange_module.ANSWER_LIMIT + 0.5)
             return replies
 
         monkeypatch.setattr(Connection, "finish", slowly)
         farmer.send([[0.0], [0.3]], slots)
         assert sorted(farmer.recv(min_ready=2).slot.tolist()) == slots
-        assert all(courier._poll_line is line for courier, line in lines.items())
+        assert [exchange.poll_connection for exchange in exchanges] == connections
 
 
-def test_a_caller_who_was_held_up_does_not_let_go_of_what_a_thread_holds_now(slow_farm):
+def test_a_caller_that_was_held_up_does_not_let_go_of_what_a_thread_holds_now(slow_farm, exchanges):
     with Farmer(SLOW, [(slow_farm.address, 4)]) as farmer:
         slots = started(farmer)
         farmer.send([[0.0], [3.0], [3.0], [3.0]], slots)
-        courier = farmer._farms[0].courier
-        poll_until(courier._hold, 30, "the line")
-        courier._read(is_caller=True)
-        poll_until(lambda: _is_held(farmer), 30, "a thread at the farm, in the caller's place")
-        courier._let_go()
-        assert _is_held(farmer)
+        poll_until(exchanges[0].hold, 30, "the connection")
+        exchanges[0].read(is_caller=True)
+        poll_until(lambda: is_held(exchanges[0]), 30, "a thread at the farm, in the caller's place")
+        exchanges[0].let_go()
+        assert is_held(exchanges[0])
         assert sorted(farmer.recv(min_ready=4).slot.tolist()) == slots
 
 
-def test_a_farm_that_has_forgotten_the_lease_is_told_by_the_caller_too(farm):
+def test_a_farm_that_has_forgotten_the_lease_is_told_by_the_caller_too(farm, exchanges):
     with Farmer(COUNTING, [(farm.address, 4)]) as farmer:
         slots = started(farmer)
-        courier = farmer._farms[0].courier
-        line = courier._another(5.0)
-        line.release(courier.lease)
-        line.close()
+        ask_farm(farm.address, "release", exchanges[0].lease)
         farmer.send(actions(4), slots)
         batch = farmer.recv(min_ready=4)
         assert batch.lost.all()

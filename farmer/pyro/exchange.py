@@ -1,14 +1,37 @@
-"""Carries commands to one farm and replies back, without a thread for each slot.
+"""Commands to one farm and replies back, for every slot of one lease, with two connections and two threads.
 
-A call of the *poll line* hands over what is queued and stays at the farm until something is ready. A caller who gives
-actions and then waits for results makes both halves of that call himself, without a change of thread: `begin` sends it
-with the actions, and `fetch` takes the answers of all farms as they come. While the caller does something else for
-longer, the *poller* takes his place. A command that comes while a call is at the farm does not wait with it: the
-*sender* brings that one over a connection of its own and does not stay. So a slow slot delays nobody, and under load
-one call carries many commands.
+A call of the *poll connection* hands over what is queued and stays at the farm until something is ready. A caller who
+gives actions and then waits for results makes both halves of that call in their own thread: `begin` sends it with the
+actions, and `fetch` takes the answers of all farms as they come. When the caller does something else for longer than
+AWAY, the *poller* thread takes over. A command that comes while a call is at the farm does not wait for it: the
+*sender* thread takes that one over a second connection and does not stay at the farm. So a slow slot delays no other,
+and under load one call carries many commands. Each call is one Pyro4 call.
+
+The poll connection is in one of three states. Whoever makes it HELD owns it; nobody else reads or writes it.
+
+            begin (caller)              let_go (caller goes on with something else)
+            _poll_once (poller)        ------------------------------------------->
+    FREE  ---------------------->  HELD                                             OPEN  a call is at the farm,
+     ^                              |  <-------------------------------------------       nobody waits for its answer
+     |       read: answer taken     |      hold (caller), _poll_once (poller)
+     +------------------------------+
+     |      _give_up: no answer, Ctrl-C in the middle, an owner that is gone (FORSAKEN)
+     +--- BROKEN (a flag beside the state) ---> _recover (poller): a new connection, a new generation, and an ASK for
+                                                each command under way; after SILENCE the farm is lost
+
+Rules:
+
+1. The condition's lock guards all fields. It is never held while the network is read or written.
+2. Only the thread that set HELD reads or writes the poll connection, and it proves that by `_is_mine` after each wait.
+3. A command is in `_queue` (nobody has it), or handed over once. After a broken connection its fate is asked (ASK); a
+   command is never handed over again. A reply from an older generation never comes: the farm gives those nothing.
+4. Ctrl-C may strike the caller between any two lines. So the caller gives the connection up when anything was raised,
+   and `_end_what_was_interrupted` finds what it left behind when it comes back; the poller finds it after FORSAKEN.
+5. Who has put commands calls `begin` or `fetch` next. Commands that nobody sends within AWAY are sent by the poller, or
+   by the sender while a call is at the farm.
 
 The calls are the heartbeat in both directions: the farm frees a lease that is silent (LEASE_LIMIT there), and a farm
-that gives no sign for SILENCE is left. A connection that breaks is replaced, as long as that takes no longer.
+that gives no sign for SILENCE is left.
 """
 
 from __future__ import annotations
@@ -21,19 +44,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from farmer.connection import Connection
+from farmer.pyro.connection import Connection
 from wire import protocol
 from wire.errors import FarmError, FarmLost, LeaseLost
 
-WAIT = 2.0  #: s that a call of the poll line stays at the farm when nothing is ready
+WAIT = 2.0  #: s that a call of the poll connection stays at the farm when nothing is ready
 IDLE = 1.0  #: s between calls when nothing is under way
-AWAY = 0.02  #: s without the caller, after which the poller takes his place
+AWAY = 0.02  #: s without the caller, after which the poller takes over
 STALE = 0.002  #: s after which a call that was answered meanwhile is followed by one for what came since
-GLANCE = 0.25  #: s that a caller waits for some farms before he looks whether another thread has brought something
+GLANCE = 0.25  #: s that a caller waits for some farms before it looks whether another thread has brought something
 GLANCE_BESIDE = 0.01  #: the same while one of the farms is a thread's
-LITTLE = 1 << 15  #: bytes of bodies that a caller sends himself; a larger message could make him wait for the network
-ANSWER_LIMIT = 1.0  #: s beyond its wait that a call of the poll line may take, before its connection counts as broken
-FORSAKEN = 2 * (WAIT + ANSWER_LIMIT)  #: s after which whoever holds a line was interrupted, and will not free it
+LITTLE = 1 << 15  #: bytes of bodies that a caller sends itself; a larger message could make it wait for the network
+#: s beyond its wait that a call of the poll connection may take, before the connection counts as broken
+ANSWER_LIMIT = 1.0
+FORSAKEN = 2 * (WAIT + ANSWER_LIMIT)  #: s after which the holder was interrupted, and will not free the connection
 SILENCE = 4.0  #: s without a sign of the farm, after which it is left: two heartbeats
 RECONNECT_LIMIT = 1.0  #: s for one try to connect again
 SETTLE = 0.1  #: s between a broken connection and the question about it: what the farm has got by then, it has read
@@ -44,15 +68,15 @@ Reply = list[Any]  # [slot, seq, kind, flags, body, crc]
 log = logging.getLogger("farmer")
 
 
-class Line(enum.Enum):
-    """What the poll line does."""
+class Call(enum.Enum):
+    """What the poll connection does."""
 
     FREE = "no call is on it"
     OPEN = "a call is at the farm, and nobody waits for the answer"
     HELD = "a thread writes a call, or waits for its answer"
 
 
-class Courier:
+class Exchange:
     """The way to one farm under one lease.
 
     `on_replies(replies)` and `on_lost(error)` are called from its threads and in `fetch`; after `on_lost` it is over.
@@ -68,20 +92,20 @@ class Courier:
         self.address = connection.address
         self._another = connection.another
         self.lease = lease
-        self._poll_line: Connection = connection
-        self._send_line: Connection | None = None
-        self._number = 0  # grows with each connection that replaces a broken one; the farm ignores what comes by older
+        self.poll_connection: Connection = connection
+        self._send_connection: Connection | None = None
+        self._generation = 0  # grows with each new poll connection; the farm ignores calls of older ones
         self._on_replies, self._on_lost = on_replies, on_lost
         self._queue: list[Command] = []
         self._under_way: set[tuple[int, int]] = set()
         self._together = False  # the reader wants everything that is under way
-        self._line = Line.FREE
+        self.state = Call.FREE
         self._holder = 0  # the thread that made it HELD
         self._reading = False  # its holder takes an answer, which has limits of its own
-        self._begun = 0.0  # when the call was sent that is on the poll line
+        self.begun = 0.0  # when the call was sent that is on the poll connection
         self._seen = time.monotonic()  # when the farm last answered
-        self._left = 0.0  # when the caller was last here; 0: the poller need not wait for him
-        self._wanted = False  # the caller waits for a line that the poller holds
+        self._left = 0.0  # when the caller was last here; 0: the poller need not wait for it
+        self._wanted = False  # the caller waits for a connection that the poller holds
         self._dozing = False  # the poller sleeps long, since there is nothing to do
         self._broken = self._closed = False
         lock = threading.RLock()
@@ -100,18 +124,18 @@ class Courier:
     # What the caller does.
 
     def put(self, commands: list[Command]) -> None:
-        """Queues commands; returns at once. Whoever puts some calls `begin` or `fetch` next, which have them sent."""
+        """Queues commands; returns at once. The caller's next call is `begin` or `fetch`, which have them sent."""
         with self._state:
             self._queue += commands
             self._under_way.update((command[0], command[1]) for command in commands)
-            if self._line is not Line.FREE:
+            if self.state is not Call.FREE:
                 self._to_send.notify()
 
     def begin(self) -> None:
         """Has what is queued sent at once, by the caller where that takes no waiting."""
         with self._state:
             self._end_what_was_interrupted()
-            if not self._queue or self._line is not Line.FREE or self._broken or self._closed:
+            if not self._queue or self.state is not Call.FREE or self._broken or self._closed:
                 self._wake_if_dozing()
                 return
             if sum(len(command[3]) for command in self._queue) > LITTLE:
@@ -120,7 +144,7 @@ class Courier:
                 return
             commands, together = self._taken()
         self._write(commands, WAIT, together)
-        self._let_go()
+        self.let_go()
 
     def want(self, everything: bool) -> None:
         """Says whether the reader waits for all that is under way, or for whoever is ready."""
@@ -132,11 +156,11 @@ class Courier:
             self._closed = True
             self._notify()
         try:
-            line = self._another(RECONNECT_LIMIT)
+            connection = self._another(RECONNECT_LIMIT)
             try:
-                line.release(self.lease)  # which also ends the poller's wait at the farm
+                connection.release(self.lease)  # which also ends the poller's wait at the farm
             finally:
-                line.close()
+                connection.close()
         except FarmError:
             pass  # the farm is gone; should it come back, it frees the lease by itself
         deadline = time.monotonic() + limit
@@ -144,38 +168,38 @@ class Courier:
             if thread.ident is not None and thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
 
-    # The poll line. It belongs to whoever made it HELD; the state's lock is not held meanwhile.
+    # The poll connection. It belongs to whoever made it HELD; the state's lock is not held meanwhile.
 
     def _taken(self) -> tuple[list[Command], int]:
-        """Holds the line, which is free: the commands to go, and how many replies are wanted together."""
-        self._line, self._holder, self._begun = Line.HELD, threading.get_ident(), time.monotonic()
+        """Holds the connection, which is free: the commands to go, and how many replies are wanted together."""
+        self.state, self._holder, self.begun = Call.HELD, threading.get_ident(), time.monotonic()
         commands, self._queue = self._queue, []
         return commands, len(self._under_way) if self._together else 1
 
     def _write(self, commands: list[Command], wait: float, together: int) -> bool:
         """Sends a call; whether that went well."""
         try:
-            self._poll_line.begin(self.lease, commands, wait, together, self._number, WAIT + ANSWER_LIMIT)
+            self.poll_connection.begin(self.lease, commands, wait, together, self._generation, WAIT + ANSWER_LIMIT)
         except FarmError:
             self._give_up()
             return False
         except BaseException:  # Ctrl-C in the middle of a message
             self._give_up()
             raise
-        self._begun = time.monotonic()
+        self.begun = time.monotonic()
         return True
 
-    def _read(self, is_caller: bool) -> None:
-        """Waits for the answer, frees the line, and hands over what came."""
+    def read(self, is_caller: bool) -> None:
+        """Waits for the answer, frees the connection, and hands over what came."""
         if not self._is_mine():
             return  # it took so long that the poller has given the call up
         replies: list[Reply] = []
         try:
             self._reading = True
-            replies = self._poll_line.finish()
+            replies = self.poll_connection.finish()
             with self._state:
                 if self._is_mine():
-                    self._line, self._holder = Line.FREE, 0
+                    self.state, self._holder = Call.FREE, 0
                 self._seen = time.monotonic()
                 self._left = self._seen if is_caller or (self._wanted and not self._queue) else 0.0
                 self._wanted = False
@@ -191,43 +215,43 @@ class Courier:
             self._reading = False
 
     def _is_mine(self) -> bool:
-        return self._line is Line.HELD and self._holder == threading.get_ident()
+        return self.state is Call.HELD and self._holder == threading.get_ident()
 
     def _give_up(self) -> None:
         """The poller finds out what became of the call."""
         with self._state:
-            self._broken, self._line, self._holder = True, Line.FREE, 0
+            self._broken, self.state, self._holder = True, Call.FREE, 0
             self._state.notify()
 
-    def _hold(self) -> bool:
-        """Takes the line with a call on it for a caller who waits; whether he has it."""
+    def hold(self) -> bool:
+        """Takes the connection with a call on it for a caller that waits; whether it has it."""
         with self._state:
             self._end_what_was_interrupted()
-            if self._broken or self._closed or self._line is Line.HELD or not self._under_way:
-                self._wanted = self._line is Line.HELD
+            if self._broken or self._closed or self.state is Call.HELD or not self._under_way:
+                self._wanted = self.state is Call.HELD
                 return False
-            if self._line is Line.OPEN:
-                self._line, self._holder = Line.HELD, threading.get_ident()
+            if self.state is Call.OPEN:
+                self.state, self._holder = Call.HELD, threading.get_ident()
                 return True
             commands, together = self._taken()
         return self._write(commands, WAIT, together)
 
     def _end_what_was_interrupted(self) -> None:
-        """A line that this thread holds before it has begun anything: Ctrl-C came before it could let go."""
+        """A connection that this thread holds before it has begun anything: Ctrl-C came before it could let go."""
         if self._is_mine():
             self._give_up()
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
         """The caller goes on with something else; what came up meanwhile is sent."""
-        if self._line is Line.FREE and not self._queue and not (self._dozing and self._under_way):
+        if self.state is Call.FREE and not self._queue and not (self._dozing and self._under_way):
             return  # the usual case: all is answered, and nothing has come up
         with self._state:
             self._left = time.monotonic()
             if self._is_mine():
-                self._line, self._holder = Line.OPEN, 0
-                if self._left > self._begun + WAIT + ANSWER_LIMIT and not self._poll_line.is_answered(0.0):
+                self.state, self._holder = Call.OPEN, 0
+                if self._left > self.begun + WAIT + ANSWER_LIMIT and not self.poll_connection.is_answered(0.0):
                     self._give_up()
-            waiting = self._queue and self._line is Line.FREE
+            waiting = self._queue and self.state is Call.FREE
             self._wake_if_dozing()
         if waiting:
             self.begin()
@@ -237,14 +261,14 @@ class Courier:
             self._dozing = False
             self._state.notify()
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """One more call, which waits for nothing: the answer just read was there for a while."""
         with self._state:
-            if self._line is not Line.FREE or self._broken or self._closed or not self._under_way:
+            if self.state is not Call.FREE or self._broken or self._closed or not self._under_way:
                 return
             commands, together = self._taken()
-        if self._write(commands, 0.0, together) and self._poll_line.is_answered(GLANCE_BESIDE):
-            self._read(is_caller=True)
+        if self._write(commands, 0.0, together) and self.poll_connection.is_answered(GLANCE_BESIDE):
+            self.read(is_caller=True)
 
     def _notify(self) -> None:
         self._state.notify_all()
@@ -259,9 +283,9 @@ class Courier:
         except FarmError as error:
             self._lose(error)
         except Exception as error:  # whatever it is, slots that wait for this thread must not wait for ever
-            log.exception("the connection to %s failed in a way that nobody foresaw", self.address)
+            log.exception("the connection to %s failed in an unforeseen way", self.address)
             self._lose(FarmLost("the farm at %s: %s: %s" % (self.address, type(error).__name__, error)))
-        self._poll_line.close()
+        self.poll_connection.close()
 
     def _poll_once(self) -> bool:
         """One call to the farm, or one recovery; False when it is time to end.
@@ -274,31 +298,31 @@ class Courier:
                 pass
             if self._closed:
                 return False
-            broken, is_open = self._broken, self._line is Line.OPEN
+            broken, is_open = self._broken, self.state is Call.OPEN
             if not broken:
                 wait = WAIT if self._under_way else 0.0
                 commands, together = ([], 0) if is_open else self._taken()
-                self._line, self._holder = Line.HELD, threading.get_ident()
+                self.state, self._holder = Call.HELD, threading.get_ident()
         if broken:
             self._recover()
         elif is_open or self._write(commands, wait, together):
-            limit = self._begun + WAIT + ANSWER_LIMIT - time.monotonic()
-            if not _readable([self._poll_line], max(0.0, limit)):
+            limit = self.begun + WAIT + ANSWER_LIMIT - time.monotonic()
+            if not _readable([self.poll_connection], max(0.0, limit)):
                 self._give_up()
                 return True
-            self._read(is_caller=False)
+            self.read(is_caller=False)
         return True
 
     def _is_due(self) -> bool:
         """Whether the poller has something to do; if not, waits for a while."""
         now = time.monotonic()
-        if self._line is Line.HELD and not self._reading and now > self._begun + FORSAKEN:
+        if self.state is Call.HELD and not self._reading and now > self.begun + FORSAKEN:
             self._give_up()
-        if self._closed or (self._broken and self._line is not Line.HELD):
+        if self._closed or (self._broken and self.state is not Call.HELD):
             return True
-        if self._line is Line.HELD:
+        if self.state is Call.HELD:
             nap = AWAY
-        elif self._queue or self._under_way or self._line is Line.OPEN:
+        elif self._queue or self._under_way or self.state is Call.OPEN:
             nap = self._left + AWAY - now
         else:
             nap = self._seen + IDLE - now
@@ -312,29 +336,29 @@ class Courier:
     def _send(self) -> None:
         while True:
             with self._state:
-                while not (self._closed or (self._queue and self._line is not Line.FREE and not self._broken)):
+                while not (self._closed or (self._queue and self.state is not Call.FREE and not self._broken)):
                     self._to_send.wait()
                 if self._closed:
-                    if self._send_line is not None:
-                        self._send_line.close()
+                    if self._send_connection is not None:
+                        self._send_connection.close()
                     return
                 commands, self._queue = self._queue, []
-                number = self._number
+                generation = self._generation
             try:
-                if self._send_line is None:
-                    self._send_line = self._another(RECONNECT_LIMIT)
-                self._take(self._asked(self._send_line, commands, number, WAIT + ANSWER_LIMIT), False)
+                if self._send_connection is None:
+                    self._send_connection = self._another(RECONNECT_LIMIT)
+                self._take(self._asked(self._send_connection, commands, generation, WAIT + ANSWER_LIMIT), False)
             except FarmError:
                 with self._state:
-                    if self._send_line is not None:
-                        self._send_line.close()
-                        self._send_line = None
-                    if number == self._number:  # else they were asked about meanwhile
+                    if self._send_connection is not None:
+                        self._send_connection.close()
+                        self._send_connection = None
+                    if generation == self._generation:  # else they were asked about meanwhile
                         self._broken = True  # what became of these commands is asked by the poller
                         self._state.notify()
 
-    def _asked(self, line: Connection, commands: list[Command], number: int, limit: float) -> list[Reply]:
-        replies = line.exchange(self.lease, commands, 0.0, 1, number, limit)
+    def _asked(self, connection: Connection, commands: list[Command], generation: int, limit: float) -> list[Reply]:
+        replies = connection.exchange(self.lease, commands, 0.0, 1, generation, limit)
         self._seen = time.monotonic()
         return replies
 
@@ -361,18 +385,18 @@ class Courier:
                 log.debug("%s", error)
 
     def _reconnect(self, limit: float) -> None:
-        line = self._another(limit)
-        self._poll_line.close()
-        self._poll_line = line
+        connection = self._another(limit)
+        self.poll_connection.close()
+        self.poll_connection = connection
         with self._state:
-            # The number tells the farm, in any case, that calls on older connections are to get nothing more. What
-            # still stands in the queue was handed to nobody, and goes its way after this.
-            self._number += 1
+            # The generation tells the farm, in any case, that calls on older connections get nothing more. What is
+            # still in the queue was not handed over, and is sent after this.
+            self._generation += 1
             queued = {(command[0], command[1]) for command in self._queue}
             asked = [[slot, seq, protocol.ASK, b""] for slot, seq in sorted(self._under_way - queued)]
-        self._take(self._asked(line, asked, self._number, limit), False)
+        self._take(self._asked(connection, asked, self._generation, limit), False)
         with self._state:
-            self._broken, self._line, self._left = False, Line.FREE, 0.0
+            self._broken, self.state, self._left = False, Call.FREE, 0.0
 
     def _take(self, replies: list[Reply], is_caller: bool) -> None:
         if not replies:
@@ -395,47 +419,47 @@ class Courier:
             self._on_lost(error)
 
 
-def fetch(couriers: Sequence[Courier], wait: float) -> bool:
+def fetch(exchanges: Sequence[Exchange], wait: float) -> bool:
     """Takes what these farms answer first, in the caller's thread.
 
     Args:
-        couriers: of the farms that have commands.
+        exchanges: of the farms that have commands.
         wait: seconds, at most; it may be less.
 
     Returns:
-        Whether it could; if not, the couriers' threads are at it.
+        Whether it could; if not, the exchanges' threads are at it.
     """
-    held: list[Courier] = []
+    held: list[Exchange] = []
     try:
-        for courier in couriers:
-            if courier._hold():
-                held.append(courier)
+        for exchange in exchanges:
+            if exchange.hold():
+                held.append(exchange)
         came = time.monotonic()
-        glance = GLANCE if len(held) == len(couriers) else GLANCE_BESIDE
-        answered = _readable([courier._poll_line for courier in held], min(wait, glance)) if held else []
+        glance = GLANCE if len(held) == len(exchanges) else GLANCE_BESIDE
+        answered = _readable([exchange.poll_connection for exchange in held], min(wait, glance)) if held else []
         at_once = time.monotonic() < came + STALE
-        for number, courier in enumerate(held):
+        for number, exchange in enumerate(held):
             if number not in answered:  # reading the others' answers may take long
-                courier._let_go()
+                exchange.let_go()
         for number in answered:
-            courier = held[number]
-            stale = at_once and came > courier._begun + STALE
-            courier._read(is_caller=True)
+            exchange = held[number]
+            stale = at_once and came > exchange.begun + STALE
+            exchange.read(is_caller=True)
             if stale:
-                courier._sweep()
+                exchange.sweep()
     finally:
-        for courier in held:
-            courier._let_go()
+        for exchange in held:
+            exchange.let_go()
     return bool(held)
 
 
-def _readable(lines: Sequence[Connection], wait: float) -> list[int]:
+def _readable(connections: Sequence[Connection], wait: float) -> list[int]:
     """Which of them have an answer, or an end, to be read, after `wait` seconds at most."""
-    if len(lines) == 1:
-        return [0] if lines[0].is_answered(wait) else []
+    if len(connections) == 1:
+        return [0] if connections[0].is_answered(wait) else []
     poll, numbers = select.poll(), {}
-    for number, line in enumerate(lines):
-        fd = line.fileno()
+    for number, connection in enumerate(connections):
+        fd = connection.fileno()
         if fd < 0:
             return [number]  # closed: reading it says so
         numbers[fd] = number
