@@ -18,6 +18,7 @@ from typing import Any
 from farmer import balance
 from farmer.farm_tasks import MORE, RETRY, FarmTasks, Task
 from farmer.farmlist import PORT, FarmAddress
+from farmer.leasing import Leasing, few, too_many
 from farmer.link import Link, Reply
 from farmer.offer import Offer
 from farmer.remote_farm import RemoteFarm, key_of
@@ -44,7 +45,7 @@ log = logging.getLogger("farmer")
 class Membership:
     """The farms of one pool, and the threads that look after them.
 
-    `farms` and `slots` are written here alone. They, `apply` and `release_surplus` need the pool's lock.
+    `farms` is written here alone. It, `slots` and `apply` need the pool's lock.
     """
 
     def __init__(
@@ -72,18 +73,27 @@ class Membership:
         """
         self.offer = Offer(env)
         self.farms: list[RemoteFarm] = []
-        self.slots: list[RemoteSlot] = []
         self.farmlist_trouble: str | None = None
-        self._env, self._key, self._route_to = env, key, route_to
+        self._env = env
         self._list = WatchedFarmlist(source)
         self._nb_slots = slots
         self._lock = lock
-        self._on_replies, self._on_left = on_replies, on_left
         self._left: dict[FarmAddress, RemoteFarm] = {}  # were in the list; their ledgers count, and they may come again
-        self._tasks = FarmTasks(lock, self._next_task, self._on_failed)
-        self._over = False
         self._wake = threading.Event()
+        self._leasing = Leasing(
+            self.offer, lambda address: route_to(address, env, key), lock, on_replies, on_left, self._wake.set
+        )
+        self._tasks = FarmTasks(lock, self._next_task, self._on_failed)
         self._thread = threading.Thread(target=self._run, name="farm membership", daemon=True)
+
+    @property
+    def slots(self) -> list[RemoteSlot]:
+        """All that the pool ever had, by their index."""
+        return self._leasing.slots
+
+    def release_surplus(self, farm: RemoteFarm) -> None:
+        """Lets go of idle slots that are over what is wanted of a farm. The lock is held."""
+        self._leasing.release_surplus(farm)
 
     # The pool's calls.
 
@@ -101,7 +111,7 @@ class Membership:
             self._plan(links)
             for farm in list(self.farms):
                 if farm in links and farm.wanted:
-                    self._join(farm, links.pop(farm))
+                    self._leasing.join(farm, links.pop(farm))
         finally:
             for link, _ in links.values():
                 link.close()
@@ -113,12 +123,12 @@ class Membership:
     def close(self) -> None:
         """Frees every slot and ends every thread, within a few seconds."""
         with self._lock:
-            self._over = True
+            self._leasing.is_over = True
             links = [farm.link for farm in self.farms if farm.link is not None]
             tasks = [farm.task for farm in self.farms if farm.task is not None]
             for farm in self.farms:
                 farm.link = None
-                self._detach(farm, "the farmer was closed")
+                self._leasing.detach(farm, "the farmer was closed")
             self._lock.notify_all()
         self._wake.set()
         closing = [threading.Thread(target=link.close, name=f"closing {link.address}") for link in links]
@@ -145,17 +155,6 @@ class Membership:
         with self._lock:
             self.apply(addresses)
 
-    def release_surplus(self, farm: RemoteFarm) -> None:
-        """Lets go of idle slots that are over what is wanted of a farm."""
-        surplus = len(farm.by_number) - farm.wanted
-        if surplus <= 0:
-            return
-        for slot in [slot for slot in farm.by_number.values() if slot.idle][::-1][:surplus]:
-            del farm.by_number[slot.number]
-            farm.let_go.append(slot.number)
-        farm.next_try = 0.0
-        self._wake.set()
-
     def apply(self, addresses: list[FarmAddress]) -> None:
         """Follows a list: new farms join, others change how many slots they give, removed ones finish and leave."""
         wanted = {key_of(address): address for address in addresses}
@@ -174,8 +173,8 @@ class Membership:
             self.farms.append(added)
         self._share_out()
         for farm in self.farms:
-            self.release_surplus(farm)
-            self._clear_trouble(farm)
+            self._leasing.release_surplus(farm)
+            farm.clear_trouble()
         self._lock.notify_all()
         self._wake.set()
 
@@ -201,7 +200,7 @@ class Membership:
     def _connect_all(self) -> dict[RemoteFarm, tuple[Link, dict[str, Any]]]:
         """Links to the farms that answer, with what they offer; the others get their trouble. All are tried at once."""
         with ThreadPoolExecutor(len(self.farms), "connecting") as threads:
-            tries = {farm: threads.submit(self._connect, farm) for farm in self.farms}
+            tries = {farm: threads.submit(self._leasing.connect, farm) for farm in self.farms}
         links: dict[RemoteFarm, tuple[Link, dict[str, Any]]] = {}
         refusal: BaseException | None = None
         for farm, one in tries.items():
@@ -227,7 +226,7 @@ class Membership:
         self._skip_without_env(links)
         for farm, (_, about) in links.items():
             if farm.address.slots > int(about["slots"]):
-                raise NoFreeSlot(_too_many(farm.address, int(about["slots"])))
+                raise NoFreeSlot(too_many(farm.address, int(about["slots"])))
         listed = sum(farm.address.slots for farm in self.farms)
         if self._nb_slots is not None and listed < self._nb_slots:
             raise NoFreeSlot(f"{self._nb_slots} slots were asked for; the farmlist has {listed}")
@@ -246,7 +245,7 @@ class Membership:
             with contextlib.closing(link):
                 self.offer.check(farm.address, about)
             farm.next_try = time.monotonic() + MORE
-            self._set_trouble(farm, _few(farm.address, 0, farm.wanted))
+            farm.set_trouble(few(farm.address, 0, farm.wanted))
         for trouble in unreachable:
             there = ", ".join(str(farm.address) for farm in links)
             log.warning("FarmUnreachable: %s\n  now: going on with %s; it is retried all the time", trouble, there)
@@ -270,22 +269,6 @@ class Membership:
                 farm.trouble = str(error)
                 log.warning("%s\n  now: going on without this farm; it is asked again all the time", error)
 
-    def _connect(self, farm: RemoteFarm, limit: float | None = None) -> tuple[Link, dict[str, Any]]:
-        if farm.route is None:
-            farm.route = self._route_to(farm.address, self._env, self._key)
-        link = farm.route.connect(limit)
-        try:
-            about = self._described(farm, link)
-        except BaseException:
-            link.close()
-            raise
-        return link, about
-
-    def _described(self, farm: RemoteFarm, link: Link) -> dict[str, Any]:
-        about = link.describe()
-        farm.reported_step_s = self.offer.step_s(about)
-        return about
-
     # The thread.
 
     def _run(self) -> None:
@@ -294,7 +277,7 @@ class Membership:
             self._wake.wait(min(LOOK, RETRY))
             self._wake.clear()
             with self._lock:
-                if self._over:
+                if self._leasing.is_over:
                     return
                 for farm in list(self.farms):
                     if farm.leaving and farm.link is None and farm.task is None:
@@ -328,164 +311,25 @@ class Membership:
         with self._lock:
             farm.next_try = time.monotonic() + (MORE if is_final else RETRY)
             if is_refused:
-                self._set_trouble(farm, str(error))
+                farm.set_trouble(str(error))
             elif farm.trouble is None:  # else its loss has been told, and each try has other words
-                self._set_trouble(farm, f"{error}\n  now: it is retried all the time")
+                farm.set_trouble(f"{error}\n  now: it is retried all the time")
             else:
                 farm.trouble = str(error)
-            self._clear_trouble(farm)
-
-    def _set_trouble(self, farm: RemoteFarm, trouble: str | None) -> None:
-        """Notes what is wrong with a farm, and logs it when it is new."""
-        if trouble is not None and trouble != farm.trouble and not self._over:
-            log.warning("%s", trouble)
-        farm.trouble = trouble
-
-    def _clear_trouble(self, farm: RemoteFarm) -> None:
-        """A farm that is there with all that is wanted of it has no trouble any more. The lock is held."""
-        if farm.link is not None and len(farm.by_number) >= farm.wanted and not farm.let_go:
-            farm.trouble = None
-
-    # Tasks: without the lock, but where they say so.
+            farm.clear_trouble()
 
     def _next_task(self, farm: RemoteFarm) -> Task | None:
         """What is to be done about a farm now. The lock is held."""
         due = time.monotonic() >= farm.next_try
-        if self._over:
+        if self._leasing.is_over:
             return None
         if farm.link is None:
-            return self._rejoin if farm.wanted and due else None
+            return self._leasing.rejoin if farm.wanted and due else None
         if farm.leaving and not farm.by_number:
-            return self._part
+            return self._leasing.part
         if farm.let_go:
-            return self._give_back if due else None
-        return self._extend if len(farm.by_number) < farm.wanted and due else None
-
-    def _rejoin(self, farm: RemoteFarm) -> None:
-        self._join(farm, self._connect(farm, CONNECT_LIMIT))
-        log.info("%s is there: %d slots", farm.address, len(farm.by_number))
-
-    def _join(self, farm: RemoteFarm, answered: tuple[Link, dict[str, Any]]) -> None:
-        """Leases the farm's slots and starts its link. Raises FarmError; then nothing was leased."""
-        link, about = answered
-        try:
-            numbers, trouble = self._acquire(farm, link, about)
-        except BaseException:
-            link.close()
-            raise
-        with self._lock:
-            unwanted = self._over or not farm.wanted
-            if not unwanted:
-                farm.by_number, farm.let_go = {}, []
-                link.start(
-                    lambda replies: self._on_replies(farm, link, replies),
-                    lambda error: self._on_lost(farm, link, error),
-                )
-                farm.link = link
-                self._assign(farm, numbers)
-                self._set_trouble(farm, trouble)
-        if unwanted:
-            link.close()
-
-    def _acquire(self, farm: RemoteFarm, link: Link, about: dict[str, Any]) -> tuple[list[int], str | None]:
-        if farm.leases:  # a farm that slept may not have noticed that its host was gone
-            for lease in list(farm.leases):
-                link.end_lease(lease)
-                farm.leases.remove(lease)
-            about = link.describe()
-        self.offer.check(farm.address, about)
-        count, trouble = _affordable(farm, about, 0)
-        return link.acquire(self._env, count), trouble
-
-    def _assign(self, farm: RemoteFarm, numbers: list[int]) -> None:
-        """Gives slots of a farm to slots of the pool. The lock is held."""
-        unattached = [slot for slot in farm.slots if not slot.attached and slot.idle]
-        for number in numbers:
-            if number in farm.by_number or number in farm.let_go:
-                continue
-            if not unattached:
-                unattached.append(RemoteSlot(len(self.slots), farm))
-                self.slots.append(unattached[0])
-                farm.slots.append(unattached[0])
-            unattached.pop(0).assign(number)
-        self.release_surplus(farm)
-        self._lock.notify_all()
-
-    def _extend(self, farm: RemoteFarm) -> None:
-        link = farm.link
-        if link is None:
-            return
-        count, trouble = _affordable(farm, self._described(farm, link), len(farm.by_number))
-        numbers = link.acquire(self._env, count)
-        with self._lock:
-            if farm.link is link:
-                self._assign(farm, numbers)
-                self._set_trouble(farm, trouble)
-                self._clear_trouble(farm)
-                farm.next_try = time.monotonic() + MORE
-
-    def _give_back(self, farm: RemoteFarm) -> None:
-        link, numbers = farm.link, list(farm.let_go)
-        if link is None:
-            return
-        link.release(numbers)
-        with self._lock:
-            if farm.link is link:
-                farm.let_go = [number for number in farm.let_go if number not in numbers]
-                farm.next_try = 0.0
-                self._clear_trouble(farm)
-
-    def _part(self, farm: RemoteFarm) -> None:
-        with self._lock:
-            link = farm.link
-            if link is None or farm.by_number or not farm.leaving:
-                return
-            farm.link = None
-            farm.leases.append(link.lease)
-        link.close()
-        self._wake.set()
-
-    # When a farm is gone.
-
-    def _on_lost(self, farm: RemoteFarm, link: Link, error: FarmError) -> None:
-        with self._lock:
-            if farm.link is not link:
-                return
-            farm.link = None
-            farm.leases.append(link.lease)
-            farm.next_try = 0.0
-            self._detach(farm, str(error))
-            left = sum(len(other.by_number) for other in self.farms)
-            self._lock.notify_all()
-        self._wake.set()
-        log.warning("%s\n  now: going on with %d slots; it is retried all the time", error, left)
-
-    def _detach(self, farm: RemoteFarm, why: str) -> None:
-        farm.trouble = why
-        slots = list(farm.by_number.values())
-        farm.by_number, farm.let_go = {}, []
-        for slot in slots:
-            self._on_left(slot, why)
-
-
-def _affordable(farm: RemoteFarm, about: dict[str, Any], held: int) -> tuple[int, str | None]:
-    """How many slots of a farm the host can have in all, and what there is to say about it.
-
-    Raises:
-        NoFreeSlot: none.
-    """
-    offered, free = int(about["slots"]), int(about["free"])
-    count = min(farm.wanted, held + free)
-    if count >= farm.wanted:
-        return count, None
-    few = _too_many(farm.address, offered) if farm.wanted > offered else _few(farm.address, count, farm.wanted)
-    if not count:
-        raise NoFreeSlot(few)
-    return count, few
-
-
-def _few(address: FarmAddress, count: int, wanted: int) -> str:
-    return f"{address} has {count} of {wanted} slots for this host: other hosts hold the rest, or they do not start"
+            return self._leasing.give_back if due else None
+        return self._leasing.extend if len(farm.by_number) < farm.wanted and due else None
 
 
 def _command(env: str, address: FarmAddress) -> str:
@@ -494,10 +338,3 @@ def _command(env: str, address: FarmAddress) -> str:
     if address.ssh is None and address.host not in ("127.0.0.1", "localhost"):
         command += f" --host {address.host} --key-file PATH"
     return command if address.port == PORT else f"{command} --port {address.port}"
-
-
-def _too_many(address: FarmAddress, offered: int) -> str:
-    return (
-        f"the farmlist wants {address.slots} slots of {address}, which offers {offered}\n"
-        f"  now: start it with --slots {address.slots}, or want less"
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import threading
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,8 @@ from farmer.farmlist import FarmAddress
 from farmer.ledger import total
 from farmer.link import Link, Route
 from farmer.remote_slot import RemoteSlot
+
+log = logging.getLogger("farmer")
 
 
 @dataclass(eq=False)
@@ -59,6 +62,17 @@ class RemoteFarm:
         """Seconds a step, from here where some were made, else as the farm reported; None: nobody knows."""
         seen = [mean for slot in self.slots if (mean := slot.step_s.mean) is not None]
         return statistics.median(seen) if seen else self.reported_step_s
+
+    def set_trouble(self, trouble: str | None) -> None:
+        """Notes what is wrong with the farm, and logs it when it is new."""
+        if trouble is not None and trouble != self.trouble:
+            log.warning("%s", trouble)
+        self.trouble = trouble
+
+    def clear_trouble(self) -> None:
+        """A farm that is there with all that is wanted of it has no trouble any more."""
+        if self.link is not None and len(self.by_number) >= self.wanted and not self.let_go:
+            self.trouble = None
 
     def close_route(self) -> None:
         """Ends what its way holds; a later try makes another."""
