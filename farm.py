@@ -33,8 +33,9 @@ from farmhand.catalog import Catalog
 from farmhand.control import Control, ask
 from farmhand.limits import FACTOR, FLOOR, SHARE, Limits, memory_share
 from farmhand.options import json_object, size
+from farmhand.preflight import check_python
 from farmhand.service import FarmDaemon, check_host
-from farmhand.supervisor import Supervisor, check_python
+from farmhand.supervisor import Supervisor
 from farmhand.tree import free_memory
 from wire import auth, codec
 from wire.errors import BadKey, StartError
@@ -258,7 +259,7 @@ def say(supervisor: Supervisor, version: str, host: str, port: int, has_key: boo
             "  %s: observation %s, action %s"
             % (name, _space(about["observation_space"]), _space(about["action_space"]))
         )
-    print("  %s" % supervisor.about_spares)
+    print("  %s" % supervisor.spares.about)
     where = host if port == PORT else "%s:%d" % (host, port)
     print("in farmlist.py: farmlist_base = [(%r, %d)]" % (where, slots))
     if has_key:

@@ -39,7 +39,7 @@ from history import First, Got, History, Verdict, action_of, check, read_journal
 from farmer import Farmer  # noqa: E402
 from farmer.courier import Courier  # noqa: E402
 from farmhand.catalog import Catalog  # noqa: E402
-from farmhand.process import WIRE, WORKER  # noqa: E402
+from farmhand.worker_process import WIRE, WORKER  # noqa: E402
 from simulators.faulty import MOST, NUMBERS  # noqa: E402
 from wire import codec, protocol  # noqa: E402
 from wire.errors import FarmError, NothingSent  # noqa: E402

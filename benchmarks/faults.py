@@ -56,7 +56,7 @@ from fault_parts import (
 from fault_soak import soak
 from history import Got, Lost, Sent, read_journal
 
-from farmhand.supervisor import WEIGH_EVERY
+from farmhand.memory_cap import WEIGH_EVERY
 
 # The commands.
 

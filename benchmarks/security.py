@@ -39,7 +39,7 @@ from farms import FarmProcess, running_farm  # noqa: E402
 from farmer import Farmer, RemoteEnv  # noqa: E402
 from farmer.connection import Connection, open_object  # noqa: E402
 from farmer.farmlist import load_farmlist  # noqa: E402
-from farmhand import gate  # noqa: E402
+from farmhand import messages  # noqa: E402
 from farmhand.catalog import Catalog  # noqa: E402
 from farmhand.service import FarmDaemon  # noqa: E402
 from farmhand.supervisor import Supervisor  # noqa: E402
@@ -125,7 +125,7 @@ def _decoded(count: int) -> Iterator[Any]:
         for _ in range(rng.randrange(4)):
             body[rng.randrange(len(body))] = rng.randrange(256)
         with contextlib.suppress(Exception):  # refused, in whatever words
-            yield gate._decoded(bytes(body), 6, 0)
+            yield messages.decoded(bytes(body), 6, 0)
 
 
 def _good_bodies() -> list[bytes]:

@@ -33,9 +33,10 @@ import numpy as np
 import simulators
 from farmhand import tree
 from farmhand.catalog import Catalog
-from farmhand.crew import Crew, Window
 from farmhand.limits import FLOOR, Limits, in_words
+from farmhand.load_test import LoadTest, Window
 from farmhand.options import json_object, size
+from farmhand.preflight import check_python
 from farmhand.sizing import (
     OTHERS,
     Decision,
@@ -50,7 +51,6 @@ from farmhand.sizing import (
     memory_words,
     next_slots,
 )
-from farmhand.supervisor import check_python
 from wire.errors import StartError
 
 LEAST = 3  #: steps of each worker, however slow they are
@@ -127,28 +127,28 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def measure(args: argparse.Namespace, report: Report, crew: Crew, end: float) -> None:
+def measure(args: argparse.Namespace, report: Report, test: LoadTest, end: float) -> None:
     """Fills in the report.
 
     Raises:
         StartError: one worker alone failed. What goes wrong with more of them stands in the report.
     """
     machine = report.machine
-    _measure_one(args, report, crew)
+    _measure_one(args, report, test)
     while (slots := next_slots(machine, report.need, report.rows)) is not None:
         report.stop = _why_not(args, report, slots, end)
         if report.stop is not None:
             return
         log.info("measuring %d slots", slots)
         try:
-            crew.renew()
-            within = crew.grow(slots, machine.room)
-            window = crew.run(slots, EACH * args.seconds, LEAST, machine.room, end) if within else None
+            test.renew()
+            within = test.grow(slots, machine.room)
+            window = test.run(slots, EACH * args.seconds, LEAST, machine.room, end) if within else None
         except StartError as error:
             report.stop = Stop("trouble", "with %d slots %s" % (slots, error))
             return
         if window is None or window.full:
-            held = sum(tree.resident(member.worker.pid) for member in crew.members)
+            held = test.memory()
             report.stop = Stop(
                 "memory", "memory: %d workers held %s; %s may be used" % (slots, in_words(held), in_words(machine.room))
             )
@@ -162,28 +162,28 @@ def measure(args: argparse.Namespace, report: Report, crew: Crew, end: float) ->
             report.need = Need(report.need.cores, max(report.need.memory, window.most))
 
 
-def _measure_one(args: argparse.Namespace, report: Report, crew: Crew) -> None:
+def _measure_one(args: argparse.Namespace, report: Report, test: LoadTest) -> None:
     log.info("measuring one worker")
-    crew.grow(1)
-    member = crew.members[0]
-    pid = member.worker.pid
-    report.start = member.worker.stood - member.worker.began
+    test.grow(1)
+    runner = test.runners[0]
+    pid = runner.worker.pid
+    report.start = runner.worker.ready_at - runner.worker.started_at
     report.start_computed = tree.processor_time(pid)
     report.built = tree.resident(pid)
     # A worker that leaks must not take all there is before that is seen; one alone that is large may go on.
     room = report.machine.room
-    window = crew.run(1, SOLO * args.seconds, LEAST, max(room, 2 * report.built), math.inf, leak_room=room // 8)
+    window = test.run(1, SOLO * args.seconds, LEAST, max(room, 2 * report.built), math.inf, leak_room=room // 8)
     if window.rate <= 0:
         raise StartError(
             "%s held %s after %d steps, too much to go on measuring (%s when built, %s free)\n"
             "  now: end what else runs here, or say with --memory-free what it may have"
-            % (args.env, in_words(window.most), member.steps, in_words(report.built), in_words(report.machine.free))
+            % (args.env, in_words(window.most), runner.steps, in_words(report.built), in_words(report.machine.free))
         )
-    report.solo, report.fresh, report.threads = window, member.fresh, tree.threads(pid)
-    report.faults, report.fault = window.faults, crew.fault
+    report.solo, report.fresh, report.threads = window, runner.fresh, tree.threads(pid)
+    report.faults, report.fault = window.faults, test.fault
     report.growth = growth(window.samples)
     report.episode = window.steps / window.episodes if window.episodes else window.steps
-    memory = memory_need(member.fresh, max(window.most, report.built), report.growth, report.episode)
+    memory = memory_need(runner.fresh, max(window.most, report.built), report.growth, report.episode)
     report.need = Need(_would_compute(window), memory)
     report.rows.append(_row(1, window))
 
@@ -374,13 +374,13 @@ def run(args: argparse.Namespace) -> None:
     free = args.memory_free or tree.free_memory()[1]
     report = Report(Machine(cores, free, args.max_slots or max(64, math.ceil(8 * cores))), version)
     limits = Limits(start=args.start_timeout, reset=args.reset_timeout, step=args.step_timeout)
-    crew = Crew(catalog, args.python, folder, limits)
+    test = LoadTest(catalog, args.python, folder, limits)
     try:
-        measure(args, report, crew, began + args.seconds)
+        measure(args, report, test, began + args.seconds)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # the end is under way and has a limit
-        crew.close()
+        test.close()
     say(args, report)
 
 

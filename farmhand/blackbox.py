@@ -36,8 +36,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from farmhand.process import WorkerProcess
 from farmhand.slots import Slot, State
+from farmhand.worker_process import WorkerProcess
 from wire import codec, protocol
 from wire.errors import BlackBoxError
 
@@ -78,7 +78,7 @@ log = logging.getLogger("farm")
 
 
 @dataclass
-class _Episode:
+class _Recording:
     """What one worker was told since its last reset."""
 
     reset: bytes
@@ -88,7 +88,7 @@ class _Episode:
     began: float = field(default_factory=time.time)
     last: float = field(default_factory=time.monotonic)  # the last command
     #: The one before, until this one has its first step: a holder may leave a step unanswered, and the next one resets.
-    before: _Episode | None = None
+    before: _Recording | None = None
 
     def latest(self) -> int:
         """The ticket of its last command."""
@@ -122,8 +122,8 @@ class Recorder:
         self.folder = folder
         self._python = python
         self._ready = {} if ready is None else ready  # the very one: it is empty at first
-        self._keep, self._most = keep, most_bytes
-        self._episodes: dict[int, _Episode] = {}
+        self.keep, self.most_bytes = keep, most_bytes
+        self._episodes: dict[int, _Recording] = {}
         self.answered: dict[int, int] = {}  # the ticket of each worker's last reply
         # Paths as texts: pathlib interns each name, and the interpreter's table of those grows for ever new ones.
         self._waiting: queue.Queue[tuple[str, dict[str, Any], bytes, list[bytes]] | None] = queue.Queue(WAITING)
@@ -151,13 +151,13 @@ class Recorder:
             episode.sent += 1
             episode.size += len(frame) + OVERHEAD
             episode.last = time.monotonic()
-            while episode.size > self._most:
+            while episode.size > self.most_bytes:
                 episode.size -= len(episode.steps.popleft()) + OVERHEAD
         elif kind == protocol.RESET:
             before = self._episodes.get(number)
             if before is not None:
                 before.before = None
-            self._episodes[number] = _Episode(frame, before=before)
+            self._episodes[number] = _Recording(frame, before=before)
 
     def ended(
         self,
@@ -192,7 +192,7 @@ class Recorder:
         if building and slot.failures:
             return ""  # the same failure again: one file is enough
         about: dict[str, Any] = {"how": how, "why": why, "by_farm": by_farm}
-        code = worker.popen.returncode
+        code = worker.exit_code
         if not by_farm and code is not None:
             about.update({"signal": -code} if code < 0 else {"exit_code": code})
         if worker.fault is not None:
@@ -227,7 +227,7 @@ class Recorder:
         slot: Slot,
         worker: WorkerProcess,
         order: dict[str, Any],
-        episode: _Episode | None,
+        episode: _Recording | None,
         about: dict[str, Any],
     ) -> str | None:
         """Takes down what may change from now on, and leaves the rest to the writer."""
@@ -289,18 +289,23 @@ class Recorder:
             "python": platform.python_version(),
             "protocol": protocol.VERSION,
         }
-        beside = path + ".writing"
-        try:
-            with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as box:
-                box.writestr("about.json", json.dumps(about, indent=1, default=repr))
-                box.writestr("log.txt", said)
-                box.writestr("commands.bin", b"".join(frames))
-            os.replace(beside, path)
-        except BaseException:
-            _remove(beside)
-            raise
-        for old in sorted(fnmatch.filter(os.listdir(self.folder), "*-slot-*.zip"))[: -self._keep]:
+        words = json.dumps(about, indent=1, default=repr).encode()
+        write_zip(path, {"about.json": words, "log.txt": said, "commands.bin": b"".join(frames)})
+        for old in sorted(fnmatch.filter(os.listdir(self.folder), "*-slot-*.zip"))[: -self.keep]:
             _remove(os.path.join(self.folder, old))
+
+
+def write_zip(path: str, parts: dict[str, bytes]) -> None:
+    """Writes a zip with these files in it, whole or not at all."""
+    beside = path + ".writing"
+    try:
+        with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as box:
+            for name, data in parts.items():
+                box.writestr(name, data)
+        os.replace(beside, path)
+    except BaseException:
+        _remove(beside)
+        raise
 
 
 def _remove(path: str) -> None:
@@ -310,11 +315,9 @@ def _remove(path: str) -> None:
 
 def _log_of(worker: WorkerProcess) -> bytes:
     try:
-        with open(worker.log, "rb") as said:
-            said.seek(max(worker._log_start, said.seek(0, os.SEEK_END) - LOG_SIZE))
-            return said.read(LOG_SIZE)
+        return worker.log_end(LOG_SIZE)
     except OSError as error:
-        return ("its log %s cannot be read: %s" % (worker.log, error)).encode()
+        return f"its log {worker.log} cannot be read: {error}".encode()
 
 
 def _versions(ready: bytes | None) -> dict[str, Any]:

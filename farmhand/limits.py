@@ -181,7 +181,7 @@ class TimeLimit:
         return "learnt from %d of them" % self._seen
 
 
-class Pace:
+class WorkerPace:
     """How fast one worker steps now, beside how fast it stepped when it was fresh."""
 
     def __init__(self) -> None:

@@ -12,14 +12,8 @@ not at all; 2 it cannot be played: the file, the interpreter or the environment 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import select
-import signal
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +21,8 @@ from typing import Any
 import simulators
 from farmhand.blackbox import BlackBox, load
 from farmhand.catalog import Catalog
-from farmhand.process import ONE_THREAD, WIRE, WORKER
-from farmhand.supervisor import check_python
+from farmhand.preflight import check_python
+from farmhand.worker_process import WorkerProcess, signal_name
 from wire import codec, protocol
 from wire.errors import BlackBoxError, FarmError
 
@@ -80,7 +74,7 @@ def recorded(box: BlackBox) -> End:
     elif about["how"] == "timed out":
         what = "no answer"
     elif "signal" in about:
-        what = "killed by %s" % _signal_name(about["signal"])
+        what = "killed by %s" % signal_name(about["signal"])
     elif "exit_code" in about:
         what = "exit code %d" % about["exit_code"]
     else:
@@ -108,77 +102,40 @@ def play(box: BlackBox, python: str, limit: float, to: int | None, log: Path) ->
     frames += [("the reset", box.reset)] if box.reset is not None else []
     frames += [("step %d" % number, frame) for number, frame in enumerate(box.steps, 1)]
     end = value = None
-    with _Worker(python, log) as worker:
+    worker = WorkerProcess(python, str(box.about["env"]), None, log)
+    try:
         for at, frame in frames if to is None else frames[: to + 2]:
             # All but the last answered in the farm, so they are given time.
-            what, value = worker.ask(frame, limit if frame is frames[-1][1] else max(limit, SHORTEST_LIMIT))
+            what, value = _ask(worker, frame, limit if frame is frames[-1][1] else max(limit, SHORTEST_LIMIT))
             if what is not None:
                 end = End(at, what)
                 break
+    finally:
+        worker.end()
     return end, value
 
 
-class _Worker:
-    """A worker that is given one frame at a time, without a farm: nothing else waits here, so a thread may block."""
+def _ask(worker: WorkerProcess, frame: bytes, limit: float) -> tuple[str | None, Any]:
+    """Gives it a command: (how it ended, or None where it lives on, and its answer, if it gave one)."""
+    try:
+        answer = worker.ask(frame, limit)
+    except TimeoutError:
+        worker.ask_for_trace()
+        worker.wait(1.0)
+        return "no answer", None
+    except protocol.FrameError:
+        return "something else came through its pipe", None
+    if answer is None:
+        return _how_it_ended(worker), None
+    value = codec.decode(answer[3])
+    return f"a fault, {value['type']}" if answer[0] == protocol.FAULT else None, value
 
-    def __init__(self, python: str, log: Path):
-        self._frames = protocol.FrameReader()
-        with open(log, "ab") as stderr:
-            self._popen = subprocess.Popen(
-                [python, str(WORKER), "--wire", str(WIRE)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env=dict(dict.fromkeys(ONE_THREAD, "1"), **os.environ),
-                start_new_session=True,
-                bufsize=0,
-            )
 
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._popen.pid, signal.SIGKILL)
-        with self._popen:
-            pass
-
-    def ask(self, frame: bytes, limit: float) -> tuple[str | None, Any]:
-        """Gives it a command: (how it ended, or None where it lives on, and its answer, if it gave one)."""
-        assert self._popen.stdin is not None
-        assert self._popen.stdout is not None
-        # It reads whatever comes, unless it is dead or busy with the command before, which was answered.
-        with contextlib.suppress(BrokenPipeError):
-            self._popen.stdin.write(frame)
-        deadline = time.monotonic() + limit
-        while True:
-            left = max(0.0, deadline - time.monotonic())
-            if not select.select([self._popen.stdout], [], [], left)[0]:
-                return self._hangs(), None
-            data = os.read(self._popen.stdout.fileno(), 1 << 16)
-            if not data:
-                return self._ended(), None
-            try:
-                frames = self._frames.feed(data)
-            except protocol.FrameError:
-                return "something else came through its pipe", None
-            for kind, _, _, body in frames:
-                value = codec.decode(body)
-                return "a fault, %s" % value["type"] if kind == protocol.FAULT else None, value
-
-    def _hangs(self) -> str:
-        """Has it write where it hangs, which ends it."""
-        os.kill(self._popen.pid, signal.SIGABRT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._popen.wait(1.0)
-        return "no answer"
-
-    def _ended(self) -> str:
-        try:
-            code = self._popen.wait(2.0)
-        except subprocess.TimeoutExpired:
-            return "it closed its pipe"
-        return "killed by %s" % _signal_name(-code) if code < 0 else "exit code %d" % code
+def _how_it_ended(worker: WorkerProcess) -> str:
+    code = worker.wait(2.0)
+    if code is None:
+        return "it closed its pipe"
+    return f"killed by {signal_name(-code)}" if code < 0 else f"exit code {code}"
 
 
 def _order_here(order: dict[str, Any]) -> dict[str, Any]:
@@ -187,13 +144,6 @@ def _order_here(order: dict[str, Any]) -> dict[str, Any]:
     if name in simulators.RECIPES:
         return dict(order, env=Catalog([name]).order(name)["env"])
     return order
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return "signal %d" % number
 
 
 def _check(box: BlackBox, args: argparse.Namespace) -> str:

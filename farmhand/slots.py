@@ -101,6 +101,11 @@ class Slot:
         return self.state is State.EMPTY and self.failed > 0
 
     @property
+    def is_free(self) -> bool:
+        """It can be leased."""
+        return self.lease is None and not self.failures and not self.quarantined
+
+    @property
     def under_way(self) -> int:
         """Steps that were given and are in no bucket yet: 1 or 0."""
         return int(self._asked is not None and self._stepping)
