@@ -169,9 +169,9 @@ def test_what_32_slots_of_a_megabyte_say_at_once_is_within_every_limit():
 def test_more_than_one_message_may_carry_comes_in_several(monkeypatch):
     monkeypatch.setattr(leases, "MOST_BYTES", 5 << 19)  # two of them, and not three
     messages = []
-    taken = supervisor.Lease.taken
+    taken = leases.Lease.take_replies
     monkeypatch.setattr(
-        supervisor.Lease, "taken", lambda self: messages.append(taken(self)) or messages[-1], raising=True
+        leases.Lease, "take_replies", lambda self: messages.append(taken(self)) or messages[-1], raising=True
     )
     with farm_here("LargeEnv", MEGABYTE, 5) as address, Farmer(ENV, [(address, 5)]) as pool:
         pool.reset(range(5), range(5))
