@@ -1,10 +1,10 @@
-"""Admission: whoever connects to a farm waits here until he is let in, and costs the farm nothing.
+"""Admission: a new connection waits here until it is let in, and costs the farm nothing.
 
-    accept -> a newcomer, heard by one selector -> proven -> admitted: a thread of the server, and Pyro4's messages
+    accept -> a newcomer, read by one selector -> proven -> admitted: a thread of the server, and Pyro4's messages
 
-One thread accepts and hears all newcomers, and never waits for a single one. What they may send is bounded: a proof of
-the key has one length (`wire.auth`), and on a farm without a key a greeting has at most GREETING_LIMIT bytes. They have
-PROOF_LIMIT seconds.
+One thread accepts connections and reads from all newcomers, and never waits for a single one. What they may send is
+bounded: a proof of the key has one length (`wire.auth`), and on a farm without a key a greeting has at most
+GREETING_LIMIT bytes. They have PROOF_LIMIT seconds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from wire import auth, sealed
 
 PROOF_LIMIT = 5.0  #: s from the connection to the end of its proof or greeting
 GREETING_LIMIT = 1 << 16  #: bytes before a caller is known
-NEWCOMERS = 256  #: at a time; one more, and the one who has waited longest goes
+NEWCOMERS = 256  #: at a time; when one more comes, the one that has waited longest is dismissed
 PAUSE = 0.1  #: s without accepting, when this process has no file descriptor left
 ALIVE = ((10, "TCP_KEEPIDLE"), (5, "TCP_KEEPINTVL"), (3, "TCP_KEEPCNT"))  # a machine that vanished is noticed in 25 s
 
@@ -45,13 +45,13 @@ class Refusals:
     def tell(self, who: Any, why: str) -> None:
         """Writes the line, or keeps it for the next round."""
         self._untold += 1
-        self._last = "a connection of %s was refused: %s" % (who, why)
+        self._last = f"a connection of {who} was refused: {why}"
         self.tell_rest()
 
     def tell_rest(self) -> None:
-        """What was kept back, once its time has come."""
+        """Logs what was kept back, once its time has come."""
         if self._untold and time.monotonic() >= self._next:
-            log.warning("%s%s", self._last, " (and %d more)" % (self._untold - 1) if self._untold > 1 else "")
+            log.warning("%s%s", self._last, f" (and {self._untold - 1} more)" if self._untold > 1 else "")
             self._untold, self._next = 0, time.monotonic() + 1.0
 
 
@@ -126,11 +126,11 @@ class Admission:
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     return  # it was gone before it was accepted
-                if not self._make_room("there is no descriptor left for another: %s" % error.strerror):
-                    time.sleep(PAUSE)  # or this loop would spin: the one who waits is not accepted, and stays ready
+                if not self._make_room(f"there is no descriptor left for another: {error.strerror}"):
+                    time.sleep(PAUSE)  # or this loop would spin: the connection is not accepted, and stays ready
                 return
             if len(self._newcomers) >= NEWCOMERS:
-                self._make_room("%d others wait at the gate" % NEWCOMERS)
+                self._make_room(f"{NEWCOMERS} others wait for admission")
             self._welcome(Newcomer(sock, who, self._key))
 
     def _welcome(self, newcomer: Newcomer) -> None:
@@ -168,7 +168,7 @@ class Admission:
         answer = challenge.feed(data)
         if challenge.session is not None and self._is_full():
             self._dismiss(
-                newcomer, "all %d connections are in use" % Pyro4.config.THREADPOOL_SIZE, auth.answer(auth.FULL)
+                newcomer, f"all {Pyro4.config.THREADPOOL_SIZE} connections are in use", auth.answer(auth.FULL)
             )
         elif challenge.refused is not None:
             wants = failure(auth.WANTS_KEY) if not answer and b"PYRO".startswith(data[:4]) else answer
@@ -195,10 +195,10 @@ class Admission:
             return
         size = header.annotations_size + header.data_size
         if header.type != message.MSG_CONNECT or header.data_size < 0 or size > GREETING_LIMIT:
-            self._dismiss(newcomer, "it began with a message of kind %d and %d bytes" % (header.type, size))
+            self._dismiss(newcomer, f"it began with a message of kind {header.type} and {size} bytes")
         elif len(heard) >= message.Message.header_size + size:
             if self._is_full():
-                why = "all %d connections are in use" % Pyro4.config.THREADPOOL_SIZE
+                why = f"all {Pyro4.config.THREADPOOL_SIZE} connections are in use"
                 self._dismiss(newcomer, why, failure("this farm has no room: " + why))
             else:
                 self._admit(newcomer, None)
@@ -208,7 +208,7 @@ class Admission:
         self._hand_over(newcomer, session)
 
     def _dismiss(self, newcomer: Newcomer, why: str | None, last_words: bytes = b"") -> None:
-        """Closes a connection that got nowhere; one that went by itself (`why` is None) is not worth a line."""
+        """Closes a connection that is not admitted; one that closed by itself (`why` is None) is not logged."""
         if last_words:
             _tell(newcomer, last_words)
         self._forget(newcomer)
@@ -225,7 +225,7 @@ def _tell(newcomer: Newcomer, answer: bytes) -> bool:
     try:
         return newcomer.sock.send(answer) == len(answer)
     except OSError:
-        return False  # gone, or it never reads: it is not waited for
+        return False  # gone, or it never reads: nobody waits for it
 
 
 def failure(text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The black box: what a worker was told in its last episode, kept by the farm, written to a file when that ends badly.
+"""The black box: the commands of a worker's last episode, kept by the farm, written to a file when it ends badly.
 
     recorder = Recorder(folder, python)
     recorder.command(slot.number, frame)              # each frame that goes to a worker: an append, nothing more
@@ -65,7 +65,7 @@ OVERHEAD = 64  #: bytes that a kept command costs beside its own
 CLOSE_LIMIT = 2.0  #: s for what is still to be written when the farm ends
 WAITING = 64  #: files that may wait for a slow disk
 
-#: Faults that are the caller's: the environment had no part in them.
+#: Faults of the caller, not of the environment.
 MISUSE = ("NoEpisode", "InvalidAction")
 
 WHAT = (
@@ -79,7 +79,7 @@ log = logging.getLogger("farm")
 
 @dataclass
 class _Recording:
-    """What one worker was told since its last reset."""
+    """The commands of one worker since its last reset."""
 
     reset: bytes
     steps: deque[bytes] = field(default_factory=deque)
@@ -100,7 +100,13 @@ def _ticket(frame: bytes) -> int:
 
 
 class Recorder:
-    """The black boxes of one farm's slots. The supervisor's lock guards all but the writing, which has a thread."""
+    """The black boxes of one farm's slots. The farm's lock guards all but the writing, which has a thread.
+
+    Attributes:
+        keep: how many files stay in the folder.
+        most_bytes: of the commands of one episode.
+        answered: the ticket of each worker's last reply, by slot.
+    """
 
     def __init__(
         self,
@@ -136,7 +142,7 @@ class Recorder:
             self._writer.start()
 
     def started(self, number: int) -> None:
-        """Slot `number` has another worker: what the one before it left unanswered is no concern of this one."""
+        """Slot `number` has another worker: it is not charged with what the one before left unanswered."""
         self._episodes.pop(number, None)
 
     def command(self, number: int, frame: bytes) -> None:
@@ -145,7 +151,7 @@ class Recorder:
         if kind == protocol.STEP:
             episode = self._episodes.get(number)
             if episode is None:
-                return  # no step is worth less because nobody records it
+                return  # a step is done also when nothing records it
             episode.before = None
             episode.steps.append(frame)
             episode.sent += 1
@@ -209,7 +215,12 @@ class Recorder:
             self._episodes.pop(slot.number, None)
         if fault["type"] in MISUSE or episode is None:
             return body
-        about = {"how": "invalid", "why": "%(type)s in %(where)s: %(text)s" % fault, "by_farm": False, "fault": fault}
+        about = {
+            "how": "invalid",
+            "why": f"{fault['type']} in {fault['where']}: {fault['text']}",
+            "by_farm": False,
+            "fault": fault,
+        }
         line = self._line(self._put(slot, worker, order, episode, about))
         return codec.encode(dict(fault, text=fault["text"] + line)) if line else body
 
@@ -230,9 +241,9 @@ class Recorder:
         episode: _Recording | None,
         about: dict[str, Any],
     ) -> str | None:
-        """Takes down what may change from now on, and leaves the rest to the writer."""
+        """Notes what may change from now on, and leaves the rest to the writer."""
         now = datetime.now(timezone.utc)
-        name = "%s-slot-%d-pid-%d.zip" % (now.strftime("%Y%m%dT%H%M%S.%f"), slot.number, worker.pid)
+        name = f"{now.strftime('%Y%m%dT%H%M%S.%f')}-slot-{slot.number}-pid-{worker.pid}.zip"
         path = os.path.join(os.path.abspath(self.folder), name)
         frames = [protocol.pack(protocol.CONSTRUCT, 0, codec.encode(order))]
         about = dict({"format": FORMAT, "what": WHAT}, **about)
@@ -266,7 +277,7 @@ class Recorder:
         return path
 
     def _line(self, path: str | None) -> str:
-        return "" if path is None else "\n  black box, on the farm: %s" % path
+        return "" if path is None else f"\n  black box, on the farm: {path}"
 
     def _write_all(self) -> None:
         while True:
@@ -321,7 +332,7 @@ def _log_of(worker: WorkerProcess) -> bytes:
 
 
 def _versions(ready: bytes | None) -> dict[str, Any]:
-    """What runs in the worker, as it said itself."""
+    """The versions of what runs in the worker, as it reported them."""
     said = codec.decode(ready) if ready is not None else {}
     return {key: said.get(key) for key in ("python", "numpy", "api")}
 
@@ -330,9 +341,9 @@ def _seed_and_options(reset: bytes) -> dict[str, Any]:
     try:
         body = codec.decode(reset[protocol.HEADER.size :])
     except codec.CodecError as error:
-        return {"seed": None, "options": "not readable: %s" % error}
+        return {"seed": None, "options": f"not readable: {error}"}
     if not isinstance(body, dict):
-        return {"seed": None, "options": "not readable: %r" % (body,)}
+        return {"seed": None, "options": f"not readable: {body!r}"}
     return {"seed": body.get("seed"), "options": body.get("options")}
 
 
@@ -366,31 +377,31 @@ def load(path: str | Path) -> BlackBox:
             about = json.loads(box.read("about.json"))
             said, commands = box.read("log.txt"), box.read("commands.bin")
     except OSError as error:
-        raise BlackBoxError("%s cannot be read: %s" % (path, error.strerror or error)) from None
+        raise BlackBoxError(f"{path} cannot be read: {error.strerror or error}") from None
     except KeyError as error:
-        raise BlackBoxError("%s is no black box: %s" % (path, error.args[0])) from None
+        raise BlackBoxError(f"{path} is no black box: {error.args[0]}") from None
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError) as error:
-        raise BlackBoxError("%s is no black box, or a damaged one: %s" % (path, error)) from None
+        raise BlackBoxError(f"{path} is no black box, or a damaged one: {error}") from None
     if not isinstance(about, dict) or not isinstance(about.get("format"), int):
-        raise BlackBoxError("%s is no black box: its about.json does not say which format it has" % path)
+        raise BlackBoxError(f"{path} is no black box: its about.json does not say which format it has")
     if about["format"] > FORMAT:
         raise BlackBoxError(
-            "%s has format %d, and this program knows up to %d: replay it with the version that wrote it"
-            % (path, about["format"], FORMAT)
+            f"{path} has format {about['format']}, and this program knows up to {FORMAT}: replay it with "
+            "the version that wrote it"
         )
     missing = [key for key, kind in ABOUT.items() if not isinstance(about.get(key), kind)]
     if missing:
-        raise BlackBoxError("%s is damaged: its about.json lacks or garbles %s" % (path, ", ".join(missing)))
+        raise BlackBoxError(f"{path} is damaged: its about.json lacks or garbles {', '.join(missing)}")
     try:
         frames = protocol.FrameReader().feed(commands)
         order = codec.decode(frames[0][3]) if frames else None
     except (protocol.FrameError, codec.CodecError) as error:
-        raise BlackBoxError("%s is damaged: its commands are %s" % (path, error)) from None
+        raise BlackBoxError(f"{path} is damaged: its commands are {error}") from None
     kinds = [frame[0] for frame in frames]
     wanted = [protocol.CONSTRUCT, protocol.RESET] + [protocol.STEP] * (len(frames) - 2)
     whole = sum(protocol.HEADER.size + len(frame[3]) for frame in frames) == len(commands)
     if not isinstance(order, dict) or kinds != wanted[: len(kinds)] or not whole:
         names = ", ".join(protocol.NAMES[kind] for kind in kinds[:5])
-        raise BlackBoxError("%s is damaged: its commands are %s, and not construct, reset, step, ..." % (path, names))
+        raise BlackBoxError(f"{path} is damaged: its commands are {names}, and not construct, reset, step, ...")
     packed = [protocol.pack(kind, number, body, flags) for kind, flags, number, body in frames]
     return BlackBox(about, said.decode("utf-8", "replace"), order, packed[1] if len(packed) > 1 else None, packed[2:])

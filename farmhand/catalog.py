@@ -72,17 +72,16 @@ def _spec(name: str) -> dict[str, Any]:
         return {"kind": "file", "file": str(file), "factory": recipe["factory"]}
     module, colon, factory = name.partition(":")
     families = {recipe.partition(":")[0] for recipe in simulators.RECIPES if ":" in recipe}
+    recipes = ", ".join(sorted(simulators.RECIPES))
     if colon and module in families:
-        raise StartError(
-            "no recipe %r ships with this farm\n  there are: %s%s"
-            % (name, ", ".join(sorted(simulators.RECIPES)), close_names(name, list(simulators.RECIPES)))
-        )
+        close = close_names(name, list(simulators.RECIPES))
+        raise StartError(f"no recipe {name!r} ships with this farm\n  there are: {recipes}{close}")
     if colon and _is_identifier(factory) and all(_is_identifier(part) for part in module.split(".")):
         return {"kind": "factory", "module": module, "factory": factory}
     if not name or any(c.isspace() for c in name) or (colon and not (module and factory)):
         raise StartError(
-            "%r names no environment\n  wanted: a gymnasium id (Pendulum-v1), a recipe (%s) or module:factory"
-            % (name, ", ".join(sorted(simulators.RECIPES)))
+            f"{name!r} names no environment\n"
+            f"  wanted: a gymnasium id (Pendulum-v1), a recipe ({recipes}) or module:factory"
         )
     return {"kind": "gym", "id": name}
 

@@ -107,6 +107,7 @@ class Leases:
     """The leases of one farm. The farm's lock guards them; their public methods take it.
 
     Attributes:
+        slots: all of the farm.
         on_expired: called with the token of a lease whose host did not call, once it has ended; with the lock held.
     """
 
@@ -119,7 +120,7 @@ class Leases:
             lock: the farm's.
             work: does what is asked of the slots' workers.
         """
-        self._slots, self._offered, self._names, self._lock, self._work = slots, offered, names, lock, work
+        self.slots, self._offered, self._names, self._lock, self._work = slots, offered, names, lock, work
         self._leases: dict[str, Lease] = {}
         self.on_expired: Callable[[str], None] = lambda token: None
 
@@ -152,14 +153,14 @@ class Leases:
             names = ", ".join(self._names)
             raise NoSuchEnvironment(f"this farm does not offer {env!r}, but {names}{close_names(env, self._names)}")
         with self._lock:
-            wanted = self._slots if numbers is None else [self._slots[n] for n in numbers]
+            wanted = self.slots if numbers is None else [self.slots[n] for n in numbers]
             free = sorted((slot for slot in wanted if slot.is_free), key=lambda slot: (slot.env != env, slot.number))
             known = None if token is None else self._called(token)
             if known is not None:
                 count = max(0, count - len(known.slots))
             if count > len(free) or count < (token is None):
                 raise NoFreeSlot(
-                    f"{count} slots were asked for; this farm has {len(self._slots)} and {len(free)} are free"
+                    f"{count} slots were asked for; this farm has {len(self.slots)} and {len(free)} are free"
                 )
             lease = known or Lease(secrets.token_hex(16), env, [], time.monotonic(), expires)
             self._leases[lease.token] = lease
@@ -207,7 +208,7 @@ class Leases:
                 lease.generation = generation
                 lease.wake_pipe.wake()  # a call that waits on the old connection ends now and takes nothing with it
             for number, seq, kind, body in commands:
-                slot = self._slots[number] if 0 <= number < len(self._slots) else None
+                slot = self.slots[number] if 0 <= number < len(self.slots) else None
                 if slot is None or slot.lease != token:
                     raise LeaseLost(f"slot {number!r} is not in this lease")
                 frame, reply = slot.command(kind, seq, body)
@@ -319,7 +320,7 @@ class Leases:
 
     def _free(self, numbers: list[int], reason: str) -> None:
         for number in numbers:
-            slot = self._slots[number]
+            slot = self.slots[number]
             slot.free()
             self._work.held(slot, None, None)
         log.info("slots %s are free: %s", numbers, reason)

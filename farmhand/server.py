@@ -86,7 +86,7 @@ class Server(SocketServer_Threadpool):
         self._jobs.add(job)
         try:
             self.pool.process(job)
-        except NoFreeWorkersError:  # its last thread went to somebody else meanwhile
+        except NoFreeWorkersError:  # another connection has taken the last thread meanwhile
             job.close()
 
     def ended(self, job: _Job) -> None:
@@ -101,7 +101,7 @@ class Server(SocketServer_Threadpool):
 
 
 class _Job(ClientConnectionJob):
-    """A connection that has a thread now."""
+    """Serves one admitted connection, in a thread of the pool."""
 
     def __init__(self, server: Server, newcomer: Newcomer, key: bytes | None):
         self.csock = Connection(newcomer.sock, newcomer.heard)
@@ -127,7 +127,7 @@ class _Job(ClientConnectionJob):
             return False
 
     def hang_up(self) -> None:
-        """Wakes the thread, wherever it waits on this connection."""
+        """Ends the thread's wait on this connection, wherever it waits."""
         with contextlib.suppress(OSError):
             self.csock.sock.shutdown(socket.SHUT_RDWR)
 
@@ -139,45 +139,45 @@ class _Job(ClientConnectionJob):
 class Connection(SocketConnection):
     """A connection as Pyro4 has it, with limits: a host may be silent between messages, but not within one.
 
-    The socket's own limit, MESSAGE_LIMIT, is for one call of `recv`; who sends a byte now and then would stay below it
-    for ever, so a message as a whole has that limit too.
+    The socket's own limit, MESSAGE_LIMIT, is for one call of `recv`. A host that sends a byte now and then would stay
+    below it for ever, so a whole message has that limit too.
     """
 
     def __init__(self, sock: socket.socket, ahead: bytes = b""):
         super().__init__(sock)
         self._ahead = ahead  # what was read at admission
         self._deadline: float | None = None  # of the message that is being read
-        self._first_call: float | None = time.monotonic() + FIRST_CALL_LIMIT  # whoever got a thread is to use it
+        self._first_call: float | None = time.monotonic() + FIRST_CALL_LIMIT  # a host that got a thread has to use it
 
     def hang_up(self) -> None:
-        """Hears nothing more: the thread that reads from it closes it, once a call that is under way is answered."""
+        """Ends its reading: the thread that reads from it answers the call that is under way, and then closes it."""
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RD)
 
     def send(self, *pieces: sealed.Buffer) -> None:
-        """Pyro4's own copies what is left after each part that the system took."""
+        """Without the copies that Pyro4 makes of what is left after each part."""
         try:
             sealed.send(self.sock, *pieces)
         except TimeoutError:
-            raise Pyro4.errors.TimeoutError("sending: nothing was taken for %g s" % MESSAGE_LIMIT) from None
+            raise Pyro4.errors.TimeoutError(f"sending: nothing was taken for {MESSAGE_LIMIT:g} s") from None
         except OSError as error:
-            raise Pyro4.errors.ConnectionClosedError("sending: %s" % error) from None
+            raise Pyro4.errors.ConnectionClosedError(f"sending: {error}") from None
 
     def begin(self) -> None:
         """The next byte is the first of a message."""
         self._deadline = None
 
     def used(self) -> None:
-        """A call came: from now on this one may be silent for as long as it likes."""
+        """A call came: from now on the host may be silent for any time."""
         self._first_call = None
 
     def recv(self, size: int) -> bytes:
         """Exactly `size` bytes. Memory grows with what is really there, not with what a header says.
 
-        What comes with them is kept for the next call: a message is asked for in three parts and mostly there at once.
+        What comes with them is kept for the next call: Pyro4 reads a message in three parts, which mostly come at once.
         """
         if size < 0:
-            raise Pyro4.errors.ProtocolError("a message of %d bytes" % size)
+            raise Pyro4.errors.ProtocolError(f"a message of {size} bytes")
         if self._deadline is None and self._ahead:
             self._deadline = time.monotonic() + MESSAGE_LIMIT
         data = self._ahead
@@ -190,7 +190,7 @@ class Connection(SocketConnection):
         parts, got = [self._ahead], len(self._ahead)
         while got < size:
             if self._deadline is not None and time.monotonic() > self._deadline:
-                raise Pyro4.errors.TimeoutError("a message was not whole within %g s" % MESSAGE_LIMIT)
+                raise Pyro4.errors.TimeoutError(f"a message was not whole within {MESSAGE_LIMIT:g} s")
             parts.append(self._from_socket(max(AT_ONCE, min(size - got, 1 << 20))))
             got += len(parts[-1])
             if self._deadline is None:
@@ -204,9 +204,9 @@ class Connection(SocketConnection):
             except TimeoutError:
                 if self._deadline is None and (self._first_call is None or time.monotonic() < self._first_call):
                     continue  # between messages
-                raise Pyro4.errors.TimeoutError("nothing came for %g s or more" % MESSAGE_LIMIT) from None
+                raise Pyro4.errors.TimeoutError(f"nothing came for {MESSAGE_LIMIT:g} s or more") from None
             except OSError as error:
-                raise Pyro4.errors.ConnectionClosedError("receiving: %s" % error) from None
+                raise Pyro4.errors.ConnectionClosedError(f"receiving: {error}") from None
             if not data:
                 raise Pyro4.errors.ConnectionClosedError("receiving: the other end closed it")
             return bytes(data)
@@ -229,7 +229,7 @@ class GuardedDaemon(Pyro4.Daemon):
         return int(self.transportServer.connections)
 
     def begin_session(self, key: bytes | None) -> None:
-        """This thread serves another connection from now on."""
+        """From now on this thread serves another connection."""
         self._session.key = key
         self._session.seal = None if key is None else sealed.Seal(key)
 
@@ -258,10 +258,10 @@ class GuardedDaemon(Pyro4.Daemon):
         return True
 
     def handleRequest(self, conn: Connection) -> None:
-        """Reads one call, makes it, answers; as Pyro4 does it, without what a farm has no use for.
+        """Reads one call, makes it and answers, as Pyro4 does, but without the features that a farm does not use.
 
         Raises:
-            Pyro4.errors.PyroError: the connection is broken, or is not to be listened to any longer.
+            Pyro4.errors.PyroError: the connection is broken, or must be closed.
         """
         conn.begin()
         seal = getattr(self._session, "seal", None)
@@ -273,7 +273,7 @@ class GuardedDaemon(Pyro4.Daemon):
             conn.send(sealed.packed(sealed.PING, seq, b"pong", seal))
             return
         if kind != sealed.INVOKE:
-            raise Pyro4.errors.ProtocolError("a message of kind %d is no call" % kind)
+            raise Pyro4.errors.ProtocolError(f"a message of kind {kind} is no call")
         try:
             method, args, kwargs = self._call(decoded(body, serializer, flags))
             Pyro4.current_context.client = conn
@@ -283,7 +283,7 @@ class GuardedDaemon(Pyro4.Daemon):
                 reply = sealed.in_pieces(sealed.RESULT, seq, pieces(result, self._serializer.dumps), seal)
             else:
                 reply = [sealed.packed(sealed.RESULT, seq, self._serializer.dumps(result), seal)]
-        except Exception as error:  # of the call: the caller gets it
+        except Exception as error:  # of the called method: it goes to the caller
             lines = Pyro4.util.formatTraceback(detailed=False)
             self._sendExceptionResponse(conn, seq, sealed.MSGPACK, error, lines)
             return

@@ -31,7 +31,7 @@ THREADS = 512  #: connections at a time; each of a host's farms takes two
 
 
 def configure() -> None:
-    """Pyro4's settings for a farm: plain data only, bounded messages and waits, no waiting for small packets."""
+    """Sets Pyro4 up for a farm: plain data only, bounded messages and waits, small packets sent at once."""
     Pyro4.config.SERIALIZER = "msgpack"
     Pyro4.config.SERIALIZERS_ACCEPTED = {"msgpack"}
     Pyro4.config.MAX_MESSAGE_SIZE = protocol.MAX_BODY
@@ -43,7 +43,7 @@ def configure() -> None:
 
 
 def _answer(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Lets our errors cross the wire as strings: {"error": [name, text]}."""
+    """Sends our errors as strings: {"error": [name, text]}."""
 
     @functools.wraps(method)
     def call(*args: Any) -> Any:
@@ -154,8 +154,8 @@ class FarmService:
 class SlotService:
     """One slot as an object of its own, for scripts that have Pyro4 and nothing else.
 
-    The first call leases the slot to the connection it came by; `release`, or the end of the connection, frees it.
-    Arrays come as lists. A farmer is faster: it moves bytes that nobody on the way reads.
+    The first call leases the slot to the connection that it came by; `release`, or the end of the connection, frees it.
+    Arrays come as lists. A farmer is faster: it sends bytes that no program on the way decodes.
     """
 
     def __init__(self, supervisor: Supervisor, number: int):
@@ -170,7 +170,7 @@ class SlotService:
         """Begins an episode: [observation, info].
 
         Raises:
-            RuntimeError: the slot is another's, or the environment failed.
+            RuntimeError: another connection holds the slot, or the environment failed.
         """
         return self._call(protocol.RESET, {"seed": seed, "options": options})
 
@@ -178,7 +178,7 @@ class SlotService:
         """One step: [observation, reward, terminated, truncated, info].
 
         Raises:
-            RuntimeError: the slot is another's, or the environment failed.
+            RuntimeError: another connection holds the slot, or the environment failed.
         """
         return self._call(protocol.STEP, {"action": action, "repeat": 1})
 
@@ -188,14 +188,14 @@ class SlotService:
 
     def _disconnected(self, connection: Any) -> None:  # private: Pyro4 exposes what is public
         if connection is not self._holder:
-            return  # without the lock, which the holder has during a whole step
+            return  # without the lock, which the holder keeps during a whole step
         with self._lock:
             if connection is self._holder and self._holder is not None:
                 self._supervisor.release(self._lease)
                 self._holder = None
 
     def _call(self, kind: int, body: dict[str, Any]) -> list[Any]:
-        self._refuse_others()  # at once, though the holder may be in a long step
+        self._refuse_others()  # at once, also while the holder is in a long step
         with self._lock:
             self._take()
             self._seq += 1
@@ -212,7 +212,7 @@ class SlotService:
 
     def _refuse_others(self) -> None:
         if self._holder not in (None, Pyro4.current_context.client):
-            raise RuntimeError("slot %d is held by another connection" % self._number)
+            raise RuntimeError(f"slot {self._number} is held by another connection")
 
     def _take(self) -> None:
         self._refuse_others()
@@ -223,7 +223,7 @@ class SlotService:
         try:
             lease = self._supervisor.acquire(env, 1, protocol.VERSION, expires=False, numbers=[self._number])
         except NoFreeSlot:
-            raise RuntimeError("slot %d is leased to another host" % self._number) from None
+            raise RuntimeError(f"slot {self._number} is leased to another host") from None
         self._lease, self._holder = lease.token, connection
 
 
@@ -236,7 +236,7 @@ class FarmDaemon(GuardedDaemon):
         Args:
             host: without a key, one of this machine alone.
             port: 0 takes a free one.
-            key: what every connection has to prove before it is heard; None hears everybody on this machine.
+            key: what every connection has to prove first; None: every program on this machine may call.
 
         Raises:
             StartError: it cannot be bound, or is wider than loopback without a key; in words.
@@ -248,8 +248,8 @@ class FarmDaemon(GuardedDaemon):
             super().__init__(host, port, key)
         except OSError as error:
             raise StartError(
-                "cannot listen on %s:%d: %s\n  now: another farm may run there; stop it, or choose another with --port"
-                % (host, port, error.strerror or error)
+                f"cannot listen on {host}:{port}: {error.strerror or error}\n"
+                "  now: another farm may run there; stop it, or choose another with --port"
             ) from None
 
     def offer(self, supervisor: Supervisor) -> None:
@@ -267,7 +267,7 @@ class FarmDaemon(GuardedDaemon):
 
 
 def check_host(host: str, has_key: bool) -> None:
-    """A farm runs what a caller sends it, so it stays on this machine unless callers prove themselves.
+    """A farm executes its callers' orders, so it listens on loopback only, unless callers prove that they have its key.
 
     Raises:
         StartError: the address is wider than loopback, and there is no key.
@@ -278,15 +278,16 @@ def check_host(host: str, has_key: bool) -> None:
         loopback = False
     if not loopback and not has_key:
         raise StartError(
-            "--host %s would let anyone on that network run this farm: callers have to prove that they know its key\n"
-            "  now: farm.py --new-key farm.key; farm.py ... --host %s --key-file farm.key; the same file on the host\n"
+            f"--host {host} would let anyone on that network run this farm: callers have to prove that "
+            "they know its key\n"
+            f"  now: farm.py --new-key farm.key; farm.py ... --host {host} --key-file farm.key; the same "
+            "file on the host\n"
             "  or leave it on 127.0.0.1 and write ('ssh://user@this-machine', SLOTS) into the host's farmlist.py"
-            % (host, host)
         )
 
 
 def _check_exchange(lease: Any, commands: Any, wait: Any, together: Any, generation: Any) -> None:
-    """What comes from outside is of the right types, before anything of it is done; checked once, here."""
+    """Checks the types of what comes from outside, once, before anything of it is done."""
     good = isinstance(lease, str) and isinstance(commands, list)
     good = good and isinstance(together, int) and isinstance(generation, int)
     good = good and isinstance(wait, (int, float)) and math.isfinite(wait)
