@@ -68,7 +68,7 @@ class Report:
     python: str
     start: float = 0.0  # s
     start_computed: float = 0.0  # s of processor time
-    built: int = 0  # bytes, when its environment stood
+    built: int = 0  # bytes, when its environment was built
     fresh: int = 0  # after its first step
     threads: int = 0
     solo: Window = field(default_factory=Window)

@@ -87,7 +87,7 @@ class Spares:
     def is_ready(self, worker: WorkerProcess) -> None:
         """One was built."""
         self._failures[worker.env] = 0
-        log.info("%s stands by", worker.name())
+        log.info("%s is in stock", worker.name())
 
     def take(self, env: str) -> WorkerProcess | None:
         """Gives one away, if there is one; it may be still at its construction."""
@@ -105,7 +105,7 @@ class Spares:
         """
         for worker in self.of(env):
             if tree.state(worker.pid) == psutil.STATUS_STOPPED:
-                self._workers.end(worker, f"{worker.name()} was stopped (SIGSTOP) while it stood by", "crashed")
+                self._workers.end(worker, f"{worker.name()} was stopped (SIGSTOP) while it was in stock", "crashed")
 
     def exited(self, worker: WorkerProcess, why: str) -> None:
         """One has ended."""

@@ -295,7 +295,7 @@ class Supervisor:
         self._recycling.started(slot.number)
         self.recorder.started(slot.number)
         if worker.ready is not None:
-            self._stands(slot, worker)
+            self._worker_ready(slot, worker)
 
     def not_started(self, slot: Slot, why: str) -> None:
         """No worker could be started for the slot."""
@@ -309,9 +309,9 @@ class Supervisor:
         if worker.slot is None:
             self.spares.is_ready(worker)
         else:
-            self._stands(self.slots[worker.slot], worker)
+            self._worker_ready(self.slots[worker.slot], worker)
 
-    def _stands(self, slot: Slot, worker: WorkerProcess) -> None:
+    def _worker_ready(self, slot: Slot, worker: WorkerProcess) -> None:
         held = slot.held_body
         for frame in slot.constructed():
             self.command(slot, protocol.RESET, held, frame)
