@@ -33,8 +33,9 @@ from farmhand.catalog import Catalog
 from farmhand.control import Control, ask
 from farmhand.limits import FACTOR, FLOOR, SHARE, Limits, memory_share
 from farmhand.options import json_object, size
+from farmhand.preflight import check_python
 from farmhand.service import FarmDaemon, check_host
-from farmhand.supervisor import Supervisor, check_python
+from farmhand.supervisor import Supervisor
 from farmhand.tree import free_memory
 from wire import auth, codec
 from wire.errors import BadKey, StartError
@@ -106,15 +107,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.env and args.release is not None:
         parser.error("--release starts no farm, so it takes no ENV: the farm that runs is found by its --port")
     if args.slots < 1:
-        parser.error("--slots must be at least 1, not %d" % args.slots)
+        parser.error(f"--slots must be at least 1, not {args.slots}")
     for option in ("start_timeout", "reset_timeout", "step_timeout"):
         if getattr(args, option) is not None and not getattr(args, option) > 0:
-            parser.error("--%s must be more than 0 seconds, not %g" % (option.replace("_", "-"), getattr(args, option)))
+            name = option.replace("_", "-")
+            parser.error(f"--{name} must be more than 0 seconds, not {getattr(args, option):g}")
     for option, least in (("recycle_resets", 1), ("recycle_steps", 1), ("spares", 0)):
         if getattr(args, option) is not None and getattr(args, option) < least:
-            parser.error("--%s must be at least %d, not %d" % (option.replace("_", "-"), least, getattr(args, option)))
+            parser.error(f"--{option.replace('_', '-')} must be at least {least}, not {getattr(args, option)}")
     if not 0 <= args.port <= 65535:
-        parser.error("--port must be 0 to 65535, not %d" % args.port)
+        parser.error(f"--port must be 0 to 65535, not {args.port}")
     return args
 
 
@@ -125,13 +127,13 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     times.add_argument(
         "--start-timeout", type=float, default=120.0, metavar="S", help="to build an environment (default: %(default)g)"
     )
-    learnt = "(default: learnt, %g times its own p99, at least %g)" % (FACTOR, FLOOR)
-    times.add_argument("--reset-timeout", type=float, metavar="S", help="for a reset %s" % learnt)
+    learnt = f"(default: learnt, {FACTOR:g} times its own p99, at least {FLOOR:g})"
+    times.add_argument("--reset-timeout", type=float, metavar="S", help=f"for a reset {learnt}")
     times.add_argument(
         "--step-timeout",
         type=float,
         metavar="S",
-        help="for one step; k times that when an action is repeated %s" % learnt,
+        help=f"for one step; k times that when an action is repeated {learnt}",
     )
     ageing = parser.add_argument_group("replacing workers; at the end of an episode, but for --memory")
     ageing.add_argument(
@@ -141,8 +143,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "--recycle-memory",
         type=size,
         metavar="SIZE",
-        help="over it a worker is replaced (default: its share of %d %%%% of this machine's, once it has also doubled)"
-        % (100 * SHARE),
+        help=f"over it a worker is replaced (default: its share of {100 * SHARE:.0f} %% of this "
+        "machine's, once it has also doubled)",
     )
     ageing.add_argument("--recycle-resets", type=int, metavar="N", help="replace a worker after so many episodes")
     ageing.add_argument("--recycle-steps", type=int, metavar="N", help="replace a worker after so many steps")
@@ -168,10 +170,10 @@ def limits_of(args: argparse.Namespace) -> Limits:
 
 
 def keep_one_heap() -> None:
-    """Has all threads of this process share one heap, where the C library would give each one of its own (glibc).
+    """Has all threads of this process share one heap, where the C library would give each its own (glibc).
 
-    Connections come and go, and threads with them; what a thread once needed stays with its heap, so a farm would go on
-    growing for thousands of reconnects. The interpreter lets one thread at a time allocate in any case.
+    Each connection has a thread, and what a thread once needed stays with its heap, so a farm would grow for thousands
+    of reconnects. The interpreter lets one thread at a time allocate in any case.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
@@ -191,7 +193,7 @@ def run(args: argparse.Namespace, end: End) -> None:
     """Starts everything, in an order in which a failure leaves nothing behind, and serves until the end is wanted."""
     keep_one_heap()
     key = auth.find_key(args.key_file)
-    os.environ.pop(auth.VARIABLE, None)  # a simulator has no business with it
+    os.environ.pop(auth.VARIABLE, None)  # no simulator may see it
     check_host(args.host, key is not None)
     catalog = Catalog(args.env, args.env_kwargs, check_bounds=args.check_bounds == "on")
     version = check_python(args.python)
@@ -227,7 +229,7 @@ def run(args: argparse.Namespace, end: End) -> None:
 
 def log_dir(args: argparse.Namespace, port: int) -> Path:
     """Where the farm at this port has its logs."""
-    return Path(args.log_dir or os.path.join("logs", "farm-%d" % port))
+    return Path(args.log_dir or os.path.join("logs", f"farm-{port}"))
 
 
 def make_folder(path: str) -> None:
@@ -240,27 +242,23 @@ def make_folder(path: str) -> None:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
         raise StartError(
-            "cannot make the folder for black boxes, %s: %s\n  now: name another with --black-box"
-            % (path, error.strerror or error)
+            f"cannot make the folder for black boxes, {path}: {error.strerror or error}\n"
+            "  now: name another with --black-box"
         ) from None
 
 
 def say(supervisor: Supervisor, version: str, host: str, port: int, has_key: bool) -> None:
-    """What is offered, and the line to paste into farmlist.py."""
+    """Prints what is offered, and the line to paste into farmlist.py."""
     slots = len(supervisor.slots)
-    print(
-        "farm at %s:%d, %d slot%s, Python %s, logs in %s"
-        % (host, port, slots, "" if slots == 1 else "s", version, supervisor.log_dir)
-    )
+    plural = "" if slots == 1 else "s"
+    print(f"farm at {host}:{port}, {slots} slot{plural}, Python {version}, logs in {supervisor.log_dir}")
     for name, ready in supervisor.ready.items():
         about = codec.decode(ready)
-        print(
-            "  %s: observation %s, action %s"
-            % (name, _space(about["observation_space"]), _space(about["action_space"]))
-        )
-    print("  %s" % supervisor.about_spares)
-    where = host if port == PORT else "%s:%d" % (host, port)
-    print("in farmlist.py: farmlist_base = [(%r, %d)]" % (where, slots))
+        observation, action = _space(about["observation_space"]), _space(about["action_space"])
+        print(f"  {name}: observation {observation}, action {action}")
+    print(f"  {supervisor.spares.about}")
+    where = host if port == PORT else f"{host}:{port}"
+    print(f"in farmlist.py: farmlist_base = [({where!r}, {slots})]")
     if has_key:
         print("hosts need its key: train.py --key-file PATH, or FARM_KEY in their environment")
     print("Ctrl-C stops it.", flush=True)
@@ -269,7 +267,7 @@ def say(supervisor: Supervisor, version: str, host: str, port: int, has_key: boo
 def _space(space: dict[str, Any] | None) -> str:
     if space is None:
         return "undescribed"
-    return "%s %s" % (space["kind"], space.get("shape", space.get("n", ""))) if "kind" in space else str(space)
+    return f"{space['kind']} {space.get('shape', space.get('n', ''))}" if "kind" in space else str(space)
 
 
 def make_key(path: str) -> int:
@@ -277,12 +275,11 @@ def make_key(path: str) -> int:
     try:
         auth.new_key(path)
     except BadKey as error:
-        print("farm.py: %s" % error, file=sys.stderr)
+        print(f"farm.py: {error}", file=sys.stderr)
         return 2
     print(
-        "a new key is in %s\n"
-        "  copy it to the other machines (scp -p keeps its mode), and name it on both sides: --key-file %s"
-        % (path, path)
+        f"a new key is in {path}\n"
+        f"  copy it to the other machines (scp -p keeps its mode), and name it on both sides: --key-file {path}"
     )
     return 0
 
@@ -297,7 +294,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             print(ask(log_dir(args, args.port), "release", args.release))
         except StartError as error:
-            print("farm.py: %s" % error, file=sys.stderr)
+            print(f"farm.py: {error}", file=sys.stderr)
             return 2
         return 0
     end = End()
@@ -315,7 +312,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("farm stopped", file=sys.stderr)
     except (StartError, BadKey) as error:
-        print("farm.py: %s" % error, file=sys.stderr)
+        print(f"farm.py: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -1,1 +1,1 @@
-"""The slave's side: the daemon that keeps environments running, each in a process of its own."""
+"""The farm: the daemon on a farm machine, which runs environments, each in a worker process of its own."""

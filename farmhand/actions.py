@@ -23,14 +23,14 @@ def sampler(space: dict[str, Any] | None, rng: np.random.Generator) -> Draw:
     """A function that draws an action.
 
     Raises:
-        StartError: the environment does not say what its actions are, or in words that are not known here.
+        StartError: the environment does not say what its actions are, or in words that this module does not know.
     """
     kind = "none" if space is None else space["kind"]
     if space is None or kind not in _SAMPLERS:
+        text = kind if space is None else space.get("text", kind)
         raise StartError(
-            "no action can be drawn from its action space, %s; known are %s\n"
+            f"no action can be drawn from its action space, {text}; known are {', '.join(_SAMPLERS)}\n"
             "  now: give the environment's factory a wrapper with one of those"
-            % (kind if space is None else space.get("text", kind), ", ".join(_SAMPLERS))
         )
     return _SAMPLERS[kind](space, rng)
 

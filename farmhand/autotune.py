@@ -1,4 +1,4 @@
-"""Measures how many slots of an environment this machine deserves, and says so with the table it decided from.
+"""Measures how many slots of an environment this machine should have, and prints the table that it decided from.
 
     python -m farmhand.autotune Pendulum-v1
     python -m farmhand.autotune osim:L2M2019 --python .venv-osim/bin/python --seconds 60
@@ -33,9 +33,10 @@ import numpy as np
 import simulators
 from farmhand import tree
 from farmhand.catalog import Catalog
-from farmhand.crew import Crew, Window
 from farmhand.limits import FLOOR, Limits, in_words
+from farmhand.load_test import LoadTest, Window
 from farmhand.options import json_object, size
+from farmhand.preflight import check_python
 from farmhand.sizing import (
     OTHERS,
     Decision,
@@ -50,7 +51,6 @@ from farmhand.sizing import (
     memory_words,
     next_slots,
 )
-from farmhand.supervisor import check_python
 from wire.errors import StartError
 
 LEAST = 3  #: steps of each worker, however slow they are
@@ -68,7 +68,7 @@ class Report:
     python: str
     start: float = 0.0  # s
     start_computed: float = 0.0  # s of processor time
-    built: int = 0  # bytes, when its environment stood
+    built: int = 0  # bytes, when its environment was built
     fresh: int = 0  # after its first step
     threads: int = 0
     solo: Window = field(default_factory=Window)
@@ -85,7 +85,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line; exits with code 2 on a wrong one."""
     parser = argparse.ArgumentParser(
         prog="python -m farmhand.autotune",
-        description="Measures how many slots of an environment this machine deserves: farm.py's --slots.",
+        description="Measures how many slots of an environment this machine should have: farm.py's --slots.",
         epilog="recipes that ship with this farm: " + ", ".join(sorted(simulators.RECIPES)),
     )
     parser.add_argument("env", metavar="ENV", help="a gymnasium id, a recipe, or module:factory, as for farm.py")
@@ -121,36 +121,37 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for option in ("seconds", "start_timeout", "reset_timeout", "step_timeout"):
         if not 0 < getattr(args, option) < math.inf:
-            parser.error("--%s must be more than 0 seconds, not %g" % (option.replace("_", "-"), getattr(args, option)))
+            name = option.replace("_", "-")
+            parser.error(f"--{name} must be more than 0 seconds, not {getattr(args, option):g}")
     if args.max_slots is not None and args.max_slots < 1:
-        parser.error("--max-slots must be at least 1, not %d" % args.max_slots)
+        parser.error(f"--max-slots must be at least 1, not {args.max_slots}")
     return args
 
 
-def measure(args: argparse.Namespace, report: Report, crew: Crew, end: float) -> None:
+def measure(args: argparse.Namespace, report: Report, test: LoadTest, end: float) -> None:
     """Fills in the report.
 
     Raises:
         StartError: one worker alone failed. What goes wrong with more of them stands in the report.
     """
     machine = report.machine
-    _measure_one(args, report, crew)
+    _measure_one(args, report, test)
     while (slots := next_slots(machine, report.need, report.rows)) is not None:
         report.stop = _why_not(args, report, slots, end)
         if report.stop is not None:
             return
         log.info("measuring %d slots", slots)
         try:
-            crew.renew()
-            within = crew.grow(slots, machine.room)
-            window = crew.run(slots, EACH * args.seconds, LEAST, machine.room, end) if within else None
+            test.renew()
+            within = test.grow(slots, machine.room)
+            window = test.run(slots, EACH * args.seconds, LEAST, machine.room, end) if within else None
         except StartError as error:
-            report.stop = Stop("trouble", "with %d slots %s" % (slots, error))
+            report.stop = Stop("trouble", f"with {slots} slots {error}")
             return
         if window is None or window.full:
-            held = sum(tree.resident(member.worker.pid) for member in crew.members)
+            held = test.memory()
             report.stop = Stop(
-                "memory", "memory: %d workers held %s; %s may be used" % (slots, in_words(held), in_words(machine.room))
+                "memory", f"memory: {slots} workers held {in_words(held)}; {in_words(machine.room)} may be used"
             )
             return
         if window.least < LEAST:
@@ -162,28 +163,28 @@ def measure(args: argparse.Namespace, report: Report, crew: Crew, end: float) ->
             report.need = Need(report.need.cores, max(report.need.memory, window.most))
 
 
-def _measure_one(args: argparse.Namespace, report: Report, crew: Crew) -> None:
+def _measure_one(args: argparse.Namespace, report: Report, test: LoadTest) -> None:
     log.info("measuring one worker")
-    crew.grow(1)
-    member = crew.members[0]
-    pid = member.worker.pid
-    report.start = member.worker.stood - member.worker.began
+    test.grow(1)
+    runner = test.runners[0]
+    pid = runner.worker.pid
+    report.start = runner.worker.ready_at - runner.worker.started_at
     report.start_computed = tree.processor_time(pid)
     report.built = tree.resident(pid)
     # A worker that leaks must not take all there is before that is seen; one alone that is large may go on.
     room = report.machine.room
-    window = crew.run(1, SOLO * args.seconds, LEAST, max(room, 2 * report.built), math.inf, leak_room=room // 8)
+    window = test.run(1, SOLO * args.seconds, LEAST, max(room, 2 * report.built), math.inf, leak_room=room // 8)
     if window.rate <= 0:
         raise StartError(
-            "%s held %s after %d steps, too much to go on measuring (%s when built, %s free)\n"
+            f"{args.env} held {in_words(window.most)} after {runner.steps} steps, too much to go on "
+            f"measuring ({in_words(report.built)} when built, {in_words(report.machine.free)} free)\n"
             "  now: end what else runs here, or say with --memory-free what it may have"
-            % (args.env, in_words(window.most), member.steps, in_words(report.built), in_words(report.machine.free))
         )
-    report.solo, report.fresh, report.threads = window, member.fresh, tree.threads(pid)
-    report.faults, report.fault = window.faults, crew.fault
+    report.solo, report.fresh, report.threads = window, runner.fresh, tree.threads(pid)
+    report.faults, report.fault = window.faults, test.fault
     report.growth = growth(window.samples)
     report.episode = window.steps / window.episodes if window.episodes else window.steps
-    memory = memory_need(member.fresh, max(window.most, report.built), report.growth, report.episode)
+    memory = memory_need(runner.fresh, max(window.most, report.built), report.growth, report.episode)
     report.need = Need(_would_compute(window), memory)
     report.rows.append(_row(1, window))
 
@@ -213,51 +214,45 @@ def _too_slow(args: argparse.Namespace, slots: int, seconds: float) -> Stop:
     wanted = 10 * math.ceil(max(1.5 * seconds, 2 * args.seconds) / 10)
     return Stop(
         "time",
-        "time: %d slots were not measured within %g s, and may be worth it (--seconds %d)"
-        % (slots, args.seconds, wanted),
+        f"time: {slots} slots were not measured within {args.seconds:g} s, and may be worth it (--seconds {wanted})",
     )
 
 
-# What is told.
+# The report.
 
 
 def say(args: argparse.Namespace, report: Report) -> None:
     """Prints the measurement, the table, and the decision."""
     decision = decide(report.machine, report.need, report.rows, report.stop)
     machine = report.machine
+    given = " (--memory-free)" if args.memory_free else ""
     print(
-        "%s here: %g cores, %s free%s, of which workers may use %s"
-        % (
-            args.env,
-            machine.cores,
-            in_words(machine.free),
-            " (--memory-free)" if args.memory_free else "",
-            in_words(machine.room),
-        )
+        f"{args.env} here: {machine.cores:g} cores, {in_words(machine.free)} free{given}, "
+        f"of which workers may use {in_words(machine.room)}"
     )
-    print("one worker alone, Python %s:" % report.python)
+    print(f"one worker alone, Python {report.python}:")
     for name, text in _one_worker(report):
-        print("  %-10s %s" % (name, text))
+        print(f"  {name:<10} {text}")
     print()
     for line in table(report, decision):
         print(line)
     print()
     for remark in _remarks(report):
         print("note: " + remark)
-    print("recommended: %d slot%s\n  %s" % (decision.slots, "" if decision.slots == 1 else "s", decision.why))
+    print(f"recommended: {decision.slots} slot{'' if decision.slots == 1 else 's'}\n  {decision.why}")
     print(command(args, report, decision.slots), flush=True)
 
 
 def _one_worker(report: Report) -> Iterator[tuple[str, str]]:
     solo, need = report.solo, report.need
-    yield "start", "%.2f s, %.2f s of it computing" % (report.start, report.start_computed)
+    yield "start", f"{report.start:.2f} s, {report.start_computed:.2f} s of it computing"
     if solo.reset_seconds:
-        yield "reset", "%s in the median of %d" % (_time(np.median(solo.reset_seconds)), len(solo.reset_seconds))
+        yield "reset", f"{_time(np.median(solo.reset_seconds))} in the median of {len(solo.reset_seconds)}"
     median, p99 = np.percentile(solo.step_seconds, [50, 99])
     longest = max(solo.step_seconds)
     yield (
         "step",
-        "%s in the median, %s p99, %s at most, of %d" % (_time(median), _time(p99), _time(longest), solo.steps),
+        f"{_time(median)} in the median, {_time(p99)} p99, {_time(longest)} at most, of {solo.steps}",
     )
     if need.cores >= 1.2:
         what = "computes in several threads or processes"
@@ -268,66 +263,53 @@ def _one_worker(report: Report) -> Iterator[tuple[str, str]]:
     else:
         what = "computes, and sleeps or waits between"
     threads = report.threads - 1  # one only waits for the farm's end
-    yield "processor", "%.2f cores, %s; %d thread%s" % (need.cores, what, threads, "" if threads == 1 else "s")
+    yield "processor", f"{need.cores:.2f} cores, {what}; {threads} thread{'' if threads == 1 else 's'}"
     grown = "no growth seen"
     if report.growth:
-        grown = "grows by %s a step" % in_words(report.growth)
+        grown = f"grows by {in_words(report.growth)} a step"
         if solo.episodes:
-            grown += ", %s an episode" % in_words(report.growth * report.episode)
+            grown += f", {in_words(report.growth * report.episode)} an episode"
     yield (
         "memory",
-        "%s when built, %s after a step, %s at most in %d steps and %d episodes; %s"
-        % (
-            in_words(report.built),
-            in_words(report.fresh),
-            in_words(solo.most),
-            solo.steps,
-            solo.episodes,
-            grown,
-        ),
+        f"{in_words(report.built)} when built, {in_words(report.fresh)} after a step, "
+        f"{in_words(solo.most)} at most in {solo.steps} steps and {solo.episodes} episodes; {grown}",
     )
 
 
 def table(report: Report, decision: Decision) -> Iterator[str]:
     """A line for each number of slots."""
-    yield "%6s %10s %11s %11s %9s  %s" % ("slots", "steps/s", "efficiency", "cores busy", "memory", "verdict")
+    yield f"{'slots':>6} {'steps/s':>10} {'efficiency':>11} {'cores busy':>11} {'memory':>9}  verdict"
     first = report.rows[0].rate
     for row, verdict in zip(report.rows, decision.verdicts, strict=True):
-        yield "%6d %10.4g %9.0f %% %11.2f %9s  %s" % (
-            row.slots,
-            row.rate,
-            100 * row.rate / first / row.slots,
-            row.busy,
-            in_words(row.memory),
-            ("* " if row.slots == decision.slots else "") + verdict,
+        efficiency = 100 * row.rate / first / row.slots
+        star = "* " if row.slots == decision.slots else ""
+        yield (
+            f"{row.slots:6} {row.rate:10.4g} {efficiency:9.0f} % {row.busy:11.2f} {in_words(row.memory):>9}  "
+            f"{star}{verdict}"
         )
 
 
 def _remarks(report: Report) -> Iterator[str]:
     solo = report.solo
     if report.faults:
-        yield "the environment failed %d times, the last one was %s" % (report.faults, report.fault)
+        yield f"the environment failed {report.faults} times, the last one was {report.fault}"
     if not solo.episodes:
-        yield "no episode ended in %d steps of one worker: what resets cost is not in the figures" % solo.steps
+        yield f"no episode ended in {solo.steps} steps of one worker: what resets cost is not in the figures"
     if solo.full:
-        yield "one worker alone was stopped early, at %s; what it holds after more steps is not known" % in_words(
-            solo.most
-        )
+        most = in_words(solo.most)
+        yield f"one worker alone was stopped early, at {most}; what it holds after more steps is not known"
     if report.growth:
         yield (
             "it leaks: counted are twice what a fresh one holds, and what an episode adds; --recycle-memory below\n"
             "  has each worker replaced at the end of the episode in which it takes more than its share"
         )
     if not fits(report.machine, report.need, 1):
-        yield "even one worker takes %s, and %s may be used" % (
-            in_words(report.need.memory),
-            in_words(report.machine.room),
-        )
+        yield f"even one worker takes {in_words(report.need.memory)}, and {in_words(report.machine.room)} may be used"
     others = max(row.others for row in report.rows)
     if others >= OTHERS * report.machine.cores:
         yield (
-            "other programs kept up to %.2f of %g cores busy meanwhile, and this is for what they leave: measure again "
-            "when they have ended" % (others, report.machine.cores)
+            f"other programs kept up to {others:.2f} of {report.machine.cores:g} cores busy meanwhile, "
+            "and this is for what they leave: measure again when they have ended"
         )
 
 
@@ -342,15 +324,15 @@ def command(args: argparse.Namespace, report: Report, slots: int) -> str:
         words += ["--check-bounds", args.check_bounds]
     if report.growth:
         share = report.machine.room / slots - report.growth * report.episode
-        words += ["--recycle-memory", "%dM" % math.ceil(max(share, 2 * report.fresh) / 2**20)]
+        words += ["--recycle-memory", f"{math.ceil(max(share, 2 * report.fresh) / 2**20)}M"]
     return shlex.join(words)
 
 
 def _time(seconds: float) -> str:
     for unit, factor in (("s", 1.0), ("ms", 1e3)):
         if seconds * factor >= 1:
-            return "%.3g %s" % (seconds * factor, unit)
-    return "%.3g us" % (seconds * 1e6)
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
 
 
 def run(args: argparse.Namespace) -> None:
@@ -367,20 +349,19 @@ def run(args: argparse.Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StartError(
-            "cannot make the folder for logs, %s: %s\n  now: name another with --log-dir"
-            % (folder, error.strerror or error)
+            f"cannot make the folder for logs, {folder}: {error.strerror or error}\n  now: name another with --log-dir"
         ) from None
     cores = tree.cores()
     free = args.memory_free or tree.free_memory()[1]
     report = Report(Machine(cores, free, args.max_slots or max(64, math.ceil(8 * cores))), version)
     limits = Limits(start=args.start_timeout, reset=args.reset_timeout, step=args.step_timeout)
-    crew = Crew(catalog, args.python, folder, limits)
+    test = LoadTest(catalog, args.python, folder, limits)
     try:
-        measure(args, report, crew, began + args.seconds)
+        measure(args, report, test, began + args.seconds)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # the end is under way and has a limit
-        crew.close()
+        test.close()
     say(args, report)
 
 
@@ -398,7 +379,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(args)
     except StartError as error:
-        print("autotune: %s" % error, file=sys.stderr)
+        print(f"autotune: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""The black box: what a worker was told in its last episode, kept by the farm, written to a file when that ends badly.
+"""The black box: the commands of a worker's last episode, kept by the farm, written to a file when it ends badly.
 
     recorder = Recorder(folder, python)
     recorder.command(slot.number, frame)              # each frame that goes to a worker: an append, nothing more
@@ -36,8 +36,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from farmhand.process import WorkerProcess
 from farmhand.slots import Slot, State
+from farmhand.worker_process import WorkerProcess
 from wire import codec, protocol
 from wire.errors import BlackBoxError
 
@@ -65,7 +65,7 @@ OVERHEAD = 64  #: bytes that a kept command costs beside its own
 CLOSE_LIMIT = 2.0  #: s for what is still to be written when the farm ends
 WAITING = 64  #: files that may wait for a slow disk
 
-#: Faults that are the caller's: the environment had no part in them.
+#: Faults of the caller, not of the environment.
 MISUSE = ("NoEpisode", "InvalidAction")
 
 WHAT = (
@@ -78,8 +78,8 @@ log = logging.getLogger("farm")
 
 
 @dataclass
-class _Episode:
-    """What one worker was told since its last reset."""
+class _Recording:
+    """The commands of one worker since its last reset."""
 
     reset: bytes
     steps: deque[bytes] = field(default_factory=deque)
@@ -88,7 +88,7 @@ class _Episode:
     began: float = field(default_factory=time.time)
     last: float = field(default_factory=time.monotonic)  # the last command
     #: The one before, until this one has its first step: a holder may leave a step unanswered, and the next one resets.
-    before: _Episode | None = None
+    before: _Recording | None = None
 
     def latest(self) -> int:
         """The ticket of its last command."""
@@ -100,7 +100,13 @@ def _ticket(frame: bytes) -> int:
 
 
 class Recorder:
-    """The black boxes of one farm's slots. The supervisor's lock guards all but the writing, which has a thread."""
+    """The black boxes of one farm's slots. The farm's lock guards all but the writing, which has a thread.
+
+    Attributes:
+        keep: how many files stay in the folder.
+        most_bytes: of the commands of one episode.
+        answered: the ticket of each worker's last reply, by slot.
+    """
 
     def __init__(
         self,
@@ -122,8 +128,8 @@ class Recorder:
         self.folder = folder
         self._python = python
         self._ready = {} if ready is None else ready  # the very one: it is empty at first
-        self._keep, self._most = keep, most_bytes
-        self._episodes: dict[int, _Episode] = {}
+        self.keep, self.most_bytes = keep, most_bytes
+        self._episodes: dict[int, _Recording] = {}
         self.answered: dict[int, int] = {}  # the ticket of each worker's last reply
         # Paths as texts: pathlib interns each name, and the interpreter's table of those grows for ever new ones.
         self._waiting: queue.Queue[tuple[str, dict[str, Any], bytes, list[bytes]] | None] = queue.Queue(WAITING)
@@ -136,7 +142,7 @@ class Recorder:
             self._writer.start()
 
     def started(self, number: int) -> None:
-        """Slot `number` has another worker: what the one before it left unanswered is no concern of this one."""
+        """Slot `number` has another worker: it is not charged with what the one before left unanswered."""
         self._episodes.pop(number, None)
 
     def command(self, number: int, frame: bytes) -> None:
@@ -145,19 +151,19 @@ class Recorder:
         if kind == protocol.STEP:
             episode = self._episodes.get(number)
             if episode is None:
-                return  # no step is worth less because nobody records it
+                return  # a step is done also when nothing records it
             episode.before = None
             episode.steps.append(frame)
             episode.sent += 1
             episode.size += len(frame) + OVERHEAD
             episode.last = time.monotonic()
-            while episode.size > self._most:
+            while episode.size > self.most_bytes:
                 episode.size -= len(episode.steps.popleft()) + OVERHEAD
         elif kind == protocol.RESET:
             before = self._episodes.get(number)
             if before is not None:
                 before.before = None
-            self._episodes[number] = _Episode(frame, before=before)
+            self._episodes[number] = _Recording(frame, before=before)
 
     def ended(
         self,
@@ -192,7 +198,7 @@ class Recorder:
         if building and slot.failures:
             return ""  # the same failure again: one file is enough
         about: dict[str, Any] = {"how": how, "why": why, "by_farm": by_farm}
-        code = worker.popen.returncode
+        code = worker.exit_code
         if not by_farm and code is not None:
             about.update({"signal": -code} if code < 0 else {"exit_code": code})
         if worker.fault is not None:
@@ -209,7 +215,12 @@ class Recorder:
             self._episodes.pop(slot.number, None)
         if fault["type"] in MISUSE or episode is None:
             return body
-        about = {"how": "invalid", "why": "%(type)s in %(where)s: %(text)s" % fault, "by_farm": False, "fault": fault}
+        about = {
+            "how": "invalid",
+            "why": f"{fault['type']} in {fault['where']}: {fault['text']}",
+            "by_farm": False,
+            "fault": fault,
+        }
         line = self._line(self._put(slot, worker, order, episode, about))
         return codec.encode(dict(fault, text=fault["text"] + line)) if line else body
 
@@ -227,12 +238,12 @@ class Recorder:
         slot: Slot,
         worker: WorkerProcess,
         order: dict[str, Any],
-        episode: _Episode | None,
+        episode: _Recording | None,
         about: dict[str, Any],
     ) -> str | None:
-        """Takes down what may change from now on, and leaves the rest to the writer."""
+        """Notes what may change from now on, and leaves the rest to the writer."""
         now = datetime.now(timezone.utc)
-        name = "%s-slot-%d-pid-%d.zip" % (now.strftime("%Y%m%dT%H%M%S.%f"), slot.number, worker.pid)
+        name = f"{now.strftime('%Y%m%dT%H%M%S.%f')}-slot-{slot.number}-pid-{worker.pid}.zip"
         path = os.path.join(os.path.abspath(self.folder), name)
         frames = [protocol.pack(protocol.CONSTRUCT, 0, codec.encode(order))]
         about = dict({"format": FORMAT, "what": WHAT}, **about)
@@ -266,7 +277,7 @@ class Recorder:
         return path
 
     def _line(self, path: str | None) -> str:
-        return "" if path is None else "\n  black box, on the farm: %s" % path
+        return "" if path is None else f"\n  black box, on the farm: {path}"
 
     def _write_all(self) -> None:
         while True:
@@ -289,18 +300,23 @@ class Recorder:
             "python": platform.python_version(),
             "protocol": protocol.VERSION,
         }
-        beside = path + ".writing"
-        try:
-            with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as box:
-                box.writestr("about.json", json.dumps(about, indent=1, default=repr))
-                box.writestr("log.txt", said)
-                box.writestr("commands.bin", b"".join(frames))
-            os.replace(beside, path)
-        except BaseException:
-            _remove(beside)
-            raise
-        for old in sorted(fnmatch.filter(os.listdir(self.folder), "*-slot-*.zip"))[: -self._keep]:
+        words = json.dumps(about, indent=1, default=repr).encode()
+        write_zip(path, {"about.json": words, "log.txt": said, "commands.bin": b"".join(frames)})
+        for old in sorted(fnmatch.filter(os.listdir(self.folder), "*-slot-*.zip"))[: -self.keep]:
             _remove(os.path.join(self.folder, old))
+
+
+def write_zip(path: str, parts: dict[str, bytes]) -> None:
+    """Writes a zip with these files in it, whole or not at all."""
+    beside = path + ".writing"
+    try:
+        with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as box:
+            for name, data in parts.items():
+                box.writestr(name, data)
+        os.replace(beside, path)
+    except BaseException:
+        _remove(beside)
+        raise
 
 
 def _remove(path: str) -> None:
@@ -310,15 +326,13 @@ def _remove(path: str) -> None:
 
 def _log_of(worker: WorkerProcess) -> bytes:
     try:
-        with open(worker.log, "rb") as said:
-            said.seek(max(worker._log_start, said.seek(0, os.SEEK_END) - LOG_SIZE))
-            return said.read(LOG_SIZE)
+        return worker.log_end(LOG_SIZE)
     except OSError as error:
-        return ("its log %s cannot be read: %s" % (worker.log, error)).encode()
+        return f"its log {worker.log} cannot be read: {error}".encode()
 
 
 def _versions(ready: bytes | None) -> dict[str, Any]:
-    """What runs in the worker, as it said itself."""
+    """The versions of what runs in the worker, as it reported them."""
     said = codec.decode(ready) if ready is not None else {}
     return {key: said.get(key) for key in ("python", "numpy", "api")}
 
@@ -327,9 +341,9 @@ def _seed_and_options(reset: bytes) -> dict[str, Any]:
     try:
         body = codec.decode(reset[protocol.HEADER.size :])
     except codec.CodecError as error:
-        return {"seed": None, "options": "not readable: %s" % error}
+        return {"seed": None, "options": f"not readable: {error}"}
     if not isinstance(body, dict):
-        return {"seed": None, "options": "not readable: %r" % (body,)}
+        return {"seed": None, "options": f"not readable: {body!r}"}
     return {"seed": body.get("seed"), "options": body.get("options")}
 
 
@@ -363,31 +377,31 @@ def load(path: str | Path) -> BlackBox:
             about = json.loads(box.read("about.json"))
             said, commands = box.read("log.txt"), box.read("commands.bin")
     except OSError as error:
-        raise BlackBoxError("%s cannot be read: %s" % (path, error.strerror or error)) from None
+        raise BlackBoxError(f"{path} cannot be read: {error.strerror or error}") from None
     except KeyError as error:
-        raise BlackBoxError("%s is no black box: %s" % (path, error.args[0])) from None
+        raise BlackBoxError(f"{path} is no black box: {error.args[0]}") from None
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError) as error:
-        raise BlackBoxError("%s is no black box, or a damaged one: %s" % (path, error)) from None
+        raise BlackBoxError(f"{path} is no black box, or a damaged one: {error}") from None
     if not isinstance(about, dict) or not isinstance(about.get("format"), int):
-        raise BlackBoxError("%s is no black box: its about.json does not say which format it has" % path)
+        raise BlackBoxError(f"{path} is no black box: its about.json does not say which format it has")
     if about["format"] > FORMAT:
         raise BlackBoxError(
-            "%s has format %d, and this program knows up to %d: replay it with the version that wrote it"
-            % (path, about["format"], FORMAT)
+            f"{path} has format {about['format']}, and this program knows up to {FORMAT}: replay it with "
+            "the version that wrote it"
         )
     missing = [key for key, kind in ABOUT.items() if not isinstance(about.get(key), kind)]
     if missing:
-        raise BlackBoxError("%s is damaged: its about.json lacks or garbles %s" % (path, ", ".join(missing)))
+        raise BlackBoxError(f"{path} is damaged: its about.json lacks or garbles {', '.join(missing)}")
     try:
         frames = protocol.FrameReader().feed(commands)
         order = codec.decode(frames[0][3]) if frames else None
     except (protocol.FrameError, codec.CodecError) as error:
-        raise BlackBoxError("%s is damaged: its commands are %s" % (path, error)) from None
+        raise BlackBoxError(f"{path} is damaged: its commands are {error}") from None
     kinds = [frame[0] for frame in frames]
     wanted = [protocol.CONSTRUCT, protocol.RESET] + [protocol.STEP] * (len(frames) - 2)
     whole = sum(protocol.HEADER.size + len(frame[3]) for frame in frames) == len(commands)
     if not isinstance(order, dict) or kinds != wanted[: len(kinds)] or not whole:
         names = ", ".join(protocol.NAMES[kind] for kind in kinds[:5])
-        raise BlackBoxError("%s is damaged: its commands are %s, and not construct, reset, step, ..." % (path, names))
+        raise BlackBoxError(f"{path} is damaged: its commands are {names}, and not construct, reset, step, ...")
     packed = [protocol.pack(kind, number, body, flags) for kind, flags, number, body in frames]
     return BlackBox(about, said.decode("utf-8", "replace"), order, packed[1] if len(packed) > 1 else None, packed[2:])

@@ -9,7 +9,6 @@ A host names one of the names given here; it can never name a module to import.
 
 from __future__ import annotations
 
-import difflib
 import keyword
 import os
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import simulators
 from wire.errors import StartError
+from wire.names import close_names
 
 
 class Catalog:
@@ -72,26 +72,19 @@ def _spec(name: str) -> dict[str, Any]:
         return {"kind": "file", "file": str(file), "factory": recipe["factory"]}
     module, colon, factory = name.partition(":")
     families = {recipe.partition(":")[0] for recipe in simulators.RECIPES if ":" in recipe}
+    recipes = ", ".join(sorted(simulators.RECIPES))
     if colon and module in families:
-        raise StartError(
-            "no recipe %r ships with this farm\n  there are: %s%s"
-            % (name, ", ".join(sorted(simulators.RECIPES)), close_names(name, list(simulators.RECIPES)))
-        )
+        close = close_names(name, list(simulators.RECIPES))
+        raise StartError(f"no recipe {name!r} ships with this farm\n  there are: {recipes}{close}")
     if colon and _is_identifier(factory) and all(_is_identifier(part) for part in module.split(".")):
         return {"kind": "factory", "module": module, "factory": factory}
     if not name or any(c.isspace() for c in name) or (colon and not (module and factory)):
         raise StartError(
-            "%r names no environment\n  wanted: a gymnasium id (Pendulum-v1), a recipe (%s) or module:factory"
-            % (name, ", ".join(sorted(simulators.RECIPES)))
+            f"{name!r} names no environment\n"
+            f"  wanted: a gymnasium id (Pendulum-v1), a recipe ({recipes}) or module:factory"
         )
     return {"kind": "gym", "id": name}
 
 
 def _is_identifier(text: str) -> bool:
     return text.isidentifier() and not keyword.iskeyword(text)
-
-
-def close_names(name: str, known: list[str]) -> str:
-    """`; close: a, b` for an error text, or nothing."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return "\n  close: " + ", ".join(close) if close else ""

@@ -1,8 +1,8 @@
-"""The door of a farm's owner: a socket in the folder of its logs, for its own user alone.
+"""Commands of a farm's owner to a farm that runs: a socket in the folder of its logs, for the same user only.
 
 python farm.py --release 3 --port 20099
 
-Hosts do not come this way, and no key opens it: who may use it is what the file's rights say.
+Hosts do not use it, and it needs no key: the file's permissions decide who may.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Control:
     """Answers requests, one at a time: `{"release": 3}` is `verbs["release"](3)`, and the answer is its text."""
 
     def __init__(self, folder: Path, verbs: dict[str, Callable[[Any], str]]):
-        """Opens the socket. Where that is impossible, the farm works without it and says so."""
+        """Opens the socket. Where that is impossible, the farm runs without it and logs why."""
         self._verbs = verbs
         self._path = folder / NAME
         self._socket = socket.socket(socket.AF_UNIX)
@@ -77,14 +77,14 @@ class Control:
         except FarmError as error:
             return {"error": str(error)}
         except (ValueError, KeyError, TypeError, AttributeError):
-            return {"error": "not understood: %r" % request[:200]}
+            return {"error": f"not understood: {request[:200]!r}"}
 
 
 def ask(folder: Path, verb: str, argument: Any) -> str:
     """Asks the farm whose logs are in `folder`.
 
     Raises:
-        StartError: no farm is there, it does not answer, or it says no.
+        StartError: no farm is there, it does not answer, or it refuses.
     """
     path = folder / NAME
     try:
@@ -95,8 +95,8 @@ def ask(folder: Path, verb: str, argument: Any) -> str:
             answer = json.loads(connection.recv(LONGEST) or b"{}")
     except (OSError, ValueError) as error:
         raise StartError(
-            "no farm of this user answers at %s: %s\n"
-            "  now: name its port with --port, or the folder of its logs with --log-dir" % (path, error)
+            f"no farm of this user answers at {path}: {error}\n"
+            "  now: name its port with --port, or the folder of its logs with --log-dir"
         ) from None
     if "done" not in answer:
         raise StartError(answer.get("error", "the farm ended before it answered"))

@@ -1,6 +1,6 @@
-"""How long a command may take and when a worker has served its time: numbers in, decisions out.
+"""The rules for time limits and for replacing workers: numbers in, decisions out.
 
-No process, no pipe and no clock here: `supervisor` measures, and does what is decided.
+No process, no pipe and no clock here: `deadlines`, `recycling`, `spares` and `memory_cap` measure and act.
 
     limit = TimeLimit(given=None, enough=100)     # learnt from what this environment's steps take
     limit.saw(0.02)
@@ -13,8 +13,8 @@ import math
 import re
 from dataclasses import dataclass
 
-# Learnt limits. They are there for what never comes back, not for what is slow: OpenSim's arm takes 1 ms in the median,
-# 2.2 s at its p99 and more at times, by the policy: a learner makes it a thousand times slower from one step to the
+# Learnt limits. They end what never returns, not what is slow: a step of OpenSim's arm takes 1 ms in the median, 2.2 s
+# at its p99 and more at times, depending on the policy: a learner makes it a thousand times slower from one step to the
 # next.
 FACTOR = 10.0  #: times the running p99
 FLOOR = 60.0  #: s; no learnt limit is shorter
@@ -39,7 +39,7 @@ SHARE = 0.8  #: of the machine's memory, divided by the slots, is where recyclin
 
 @dataclass(frozen=True)
 class Limits:
-    """What the farm's owner said; None: not given.
+    """The limits that the farm's owner gave; None: not given.
 
     Attributes:
         start, reset, step: seconds for a construction, a reset, one step. The last two are learnt when not given.
@@ -68,7 +68,7 @@ class Limits:
 
 
 def memory_share(total: int, slots: int) -> int:
-    """Bytes that a worker may have before it counts as one that leaks, when its owner said nothing."""
+    """Bytes that a worker may have before it counts as one that leaks, when the farm's owner gave no limit."""
     return int(SHARE * total / slots)
 
 
@@ -81,17 +81,17 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d*)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     size = int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")) if match else 0
     if size <= 0:
-        raise ValueError("a size is wanted, as 2G, 500M or a number of bytes, not %r" % text)
+        raise ValueError(f"a size is wanted, as 2G, 500M or a number of bytes, not {text!r}")
     return size
 
 
 def in_words(size: float) -> str:
-    """Bytes as people say them."""
+    """Bytes in the unit that people would use."""
     for unit in ("bytes", "KB", "MB"):
         if size < 1024:
-            return "%.0f %s" % (size, unit)
+            return f"{size:.0f} {unit}"
         size /= 1024
-    return "%.1f GB" % size
+    return f"{size:.1f} GB"
 
 
 class Times:
@@ -155,7 +155,7 @@ class TimeLimit:
         self._seen = 0
 
     def saw(self, seconds: float) -> None:
-        """One took so long. One that was broken off counts with its limit, so that a limit too short grows."""
+        """Counts one duration. A command that was broken off counts with its limit, so that a limit too short grows."""
         self._times.add(seconds)
         if self.given:
             return
@@ -178,10 +178,10 @@ class TimeLimit:
             return "given"
         if self._seen < self._enough:
             return "too few were seen to learn it"
-        return "learnt from %d of them" % self._seen
+        return f"learnt from {self._seen} of them"
 
 
-class Pace:
+class WorkerPace:
     """How fast one worker steps now, beside how fast it stepped when it was fresh."""
 
     def __init__(self) -> None:
@@ -191,11 +191,11 @@ class Pace:
         self._block = Times()
 
     def step(self, seconds: float) -> None:
-        """One step took so long."""
+        """Counts one step."""
         self._block.add(seconds)
 
     def episode_over(self) -> bool:
-        """Whether it has become twice as slow, which is asked between two episodes."""
+        """Whether the worker has become twice as slow; to be called once between two episodes."""
         self._episodes += 1
         if self._episodes < BLOCK_EPISODES or self._block.total < BLOCK_STEPS:
             return False

@@ -22,7 +22,7 @@ def json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError("not JSON (%s): %s" % (error, text)) from None
+        raise argparse.ArgumentTypeError(f"not JSON ({error}): {text}") from None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError('a JSON object is wanted, as {"difficulty": 1}, not %s' % text)
+        raise argparse.ArgumentTypeError(f'a JSON object is wanted, as {{"difficulty": 1}}, not {text}')
     return value

@@ -1,4 +1,4 @@
-"""Plays a black box again: the same environment, seed and actions in a new worker, and what becomes of them.
+"""Plays a black box again: the same environment, seed and actions in a new worker, to see whether it ends the same way.
 
     python -m farmhand.replay logs/farm-20099/black-box/20261121T104512.338100-slot-3-pid-8123.zip
     python -m farmhand.replay FILE --python .venv-osim/bin/python --to 56
@@ -12,14 +12,8 @@ not at all; 2 it cannot be played: the file, the interpreter or the environment 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import select
-import signal
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +21,8 @@ from typing import Any
 import simulators
 from farmhand.blackbox import BlackBox, load
 from farmhand.catalog import Catalog
-from farmhand.process import ONE_THREAD, WIRE, WORKER
-from farmhand.supervisor import check_python
+from farmhand.preflight import check_python
+from farmhand.worker_process import WorkerProcess, signal_name
 from wire import codec, protocol
 from wire.errors import BlackBoxError, FarmError
 
@@ -43,7 +37,7 @@ class End:
     what: str
 
     def __str__(self) -> str:
-        return "%s in %s" % (self.what, self.at)
+        return f"{self.what} in {self.at}"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -60,14 +54,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--timeout",
         type=float,
         metavar="S",
-        help="for the command in which it ended (default: twice what that had in the farm, at least %g)"
-        % SHORTEST_LIMIT,
+        help="for the command in which it ended (default: twice what that had in the farm, at least "
+        f"{SHORTEST_LIMIT:g})",
     )
     args = parser.parse_args(argv)
     if args.to is not None and args.to < 0:
-        parser.error("--to must be a step from 0 on (0: the reset), not %d" % args.to)
+        parser.error(f"--to must be a step from 0 on (0: the reset), not {args.to}")
     if args.timeout is not None and not args.timeout > 0:
-        parser.error("--timeout must be more than 0 seconds, not %g" % args.timeout)
+        parser.error(f"--timeout must be more than 0 seconds, not {args.timeout:g}")
     return args
 
 
@@ -76,18 +70,18 @@ def recorded(box: BlackBox) -> End:
     about = box.about
     fault = about.get("fault")
     if fault:
-        what = "a fault, %s" % fault.get("type")
+        what = f"a fault, {fault.get('type')}"
     elif about["how"] == "timed out":
         what = "no answer"
     elif "signal" in about:
-        what = "killed by %s" % _signal_name(about["signal"])
+        what = f"killed by {signal_name(about['signal'])}"
     elif "exit_code" in about:
-        what = "exit code %d" % about["exit_code"]
+        what = f"exit code {about['exit_code']}"
     else:
         what = "ended by the farm"
     if box.reset is None:
         return End("the construction", what)
-    at = "step %d" % about["step"] if about["step"] else "the reset"
+    at = f"step {about['step']}" if about["step"] else "the reset"
     return End(at if about["under_way"] else "the pause after " + at, what)
 
 
@@ -106,94 +100,50 @@ def play(box: BlackBox, python: str, limit: float, to: int | None, log: Path) ->
     """
     frames = [("the construction", protocol.pack(protocol.CONSTRUCT, 0, codec.encode(_order_here(box.order))))]
     frames += [("the reset", box.reset)] if box.reset is not None else []
-    frames += [("step %d" % number, frame) for number, frame in enumerate(box.steps, 1)]
+    frames += [(f"step {number}", frame) for number, frame in enumerate(box.steps, 1)]
     end = value = None
-    with _Worker(python, log) as worker:
+    worker = WorkerProcess(python, str(box.about["env"]), None, log)
+    try:
         for at, frame in frames if to is None else frames[: to + 2]:
             # All but the last answered in the farm, so they are given time.
-            what, value = worker.ask(frame, limit if frame is frames[-1][1] else max(limit, SHORTEST_LIMIT))
+            what, value = _ask(worker, frame, limit if frame is frames[-1][1] else max(limit, SHORTEST_LIMIT))
             if what is not None:
                 end = End(at, what)
                 break
+    finally:
+        worker.end()
     return end, value
 
 
-class _Worker:
-    """A worker that is given one frame at a time, without a farm: nothing else waits here, so a thread may block."""
+def _ask(worker: WorkerProcess, frame: bytes, limit: float) -> tuple[str | None, Any]:
+    """Gives it a command: (how it ended, or None where it lives on, and its answer, if it gave one)."""
+    try:
+        answer = worker.ask(frame, limit)
+    except TimeoutError:
+        worker.ask_for_trace()
+        worker.wait(1.0)
+        return "no answer", None
+    except protocol.FrameError:
+        return "something else came through its pipe", None
+    if answer is None:
+        return _how_it_ended(worker), None
+    value = codec.decode(answer[3])
+    return f"a fault, {value['type']}" if answer[0] == protocol.FAULT else None, value
 
-    def __init__(self, python: str, log: Path):
-        self._frames = protocol.FrameReader()
-        with open(log, "ab") as stderr:
-            self._popen = subprocess.Popen(
-                [python, str(WORKER), "--wire", str(WIRE)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env=dict(dict.fromkeys(ONE_THREAD, "1"), **os.environ),
-                start_new_session=True,
-                bufsize=0,
-            )
 
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._popen.pid, signal.SIGKILL)
-        with self._popen:
-            pass
-
-    def ask(self, frame: bytes, limit: float) -> tuple[str | None, Any]:
-        """Gives it a command: (how it ended, or None where it lives on, and its answer, if it gave one)."""
-        assert self._popen.stdin is not None
-        assert self._popen.stdout is not None
-        # It reads whatever comes, unless it is dead or busy with the command before, which was answered.
-        with contextlib.suppress(BrokenPipeError):
-            self._popen.stdin.write(frame)
-        deadline = time.monotonic() + limit
-        while True:
-            left = max(0.0, deadline - time.monotonic())
-            if not select.select([self._popen.stdout], [], [], left)[0]:
-                return self._hangs(), None
-            data = os.read(self._popen.stdout.fileno(), 1 << 16)
-            if not data:
-                return self._ended(), None
-            try:
-                frames = self._frames.feed(data)
-            except protocol.FrameError:
-                return "something else came through its pipe", None
-            for kind, _, _, body in frames:
-                value = codec.decode(body)
-                return "a fault, %s" % value["type"] if kind == protocol.FAULT else None, value
-
-    def _hangs(self) -> str:
-        """Has it write where it hangs, which ends it."""
-        os.kill(self._popen.pid, signal.SIGABRT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._popen.wait(1.0)
-        return "no answer"
-
-    def _ended(self) -> str:
-        try:
-            code = self._popen.wait(2.0)
-        except subprocess.TimeoutExpired:
-            return "it closed its pipe"
-        return "killed by %s" % _signal_name(-code) if code < 0 else "exit code %d" % code
+def _how_it_ended(worker: WorkerProcess) -> str:
+    code = worker.wait(2.0)
+    if code is None:
+        return "it closed its pipe"
+    return f"killed by {signal_name(-code)}" if code < 0 else f"exit code {code}"
 
 
 def _order_here(order: dict[str, Any]) -> dict[str, Any]:
-    """The order, with a recipe of ours found where this project lies here."""
+    """The order; a recipe of ours is looked up in this installation."""
     name = order.get("name")
     if name in simulators.RECIPES:
         return dict(order, env=Catalog([name]).order(name)["env"])
     return order
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return "signal %d" % number
 
 
 def _check(box: BlackBox, args: argparse.Namespace) -> str:
@@ -205,32 +155,32 @@ def _check(box: BlackBox, args: argparse.Namespace) -> str:
     lost = box.about["steps_lost"]
     if lost:
         raise BlackBoxError(
-            "%s lacks the first %d of its %d steps: the episode was longer than a farm keeps\n"
+            f"{args.file} lacks the first {lost} of its {lost + len(box.steps)} steps: the episode was "
+            "longer than a farm keeps\n"
             "  what it has: how it ended and the log, see about.json and log.txt inside it"
-            % (args.file, lost, lost + len(box.steps))
         )
     if args.to is not None and args.to > len(box.steps):
-        raise BlackBoxError("--to %d: the episode has %d steps" % (args.to, len(box.steps)))
+        raise BlackBoxError(f"--to {args.to}: the episode has {len(box.steps)} steps")
     python = args.python or box.about["python"]
     try:
-        here, there = check_python(python), "%(python)s, numpy %(numpy)s" % box.about["worker"]
-        other = "" if here == there else "; in the farm it was Python %s" % there
-        print("playing it with %s: Python %s%s" % (python, here, other), flush=True)
+        here, there = check_python(python), "{python}, numpy {numpy}".format(**box.about["worker"])
+        other = "" if here == there else f"; in the farm it was Python {there}"
+        print(f"playing it with {python}: Python {here}{other}", flush=True)
     except FarmError as error:
         hint = "" if args.python else "\n  the file names this interpreter; name another with --python PATH"
-        raise BlackBoxError("%s%s" % (error, hint)) from None
+        raise BlackBoxError(f"{error}{hint}") from None
     return str(python)
 
 
 def _describe(box: BlackBox, was: End) -> None:
     about = box.about
-    print("%s, slot %d (pid %d) on %s" % (about["env"], about["slot"], about["pid"], about["farm"].get("host")))
-    print("  ended: %s, %s" % (about["ended_at"], was))
-    print("  why: %s" % str(about["why"]).strip().replace("\n", "\n  "))
+    print(f"{about['env']}, slot {about['slot']} (pid {about['pid']}) on {about['farm'].get('host')}")
+    print(f"  ended: {about['ended_at']}, {was}")
+    print("  why: " + str(about["why"]).strip().replace("\n", "\n  "))
     if box.reset is not None:
         episode = about["episodes_of_worker"] + 1
-        print("  episode %d of its worker, seed %s, options %s" % (episode, about.get("seed"), about.get("options")))
-        print("  steps: %d" % about["step"])
+        print(f"  episode {episode} of its worker, seed {about.get('seed')}, options {about.get('options')}")
+        print(f"  steps: {about['step']}")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -247,19 +197,19 @@ def run(args: argparse.Namespace) -> int:
     if end is not None and said:
         print("the end of the worker's log:\n  " + "\n  ".join(said[-40:]))
     if end is not None and value is not None:  # the fault
-        print(value["traceback"].rstrip() or "%s: %s" % (value["type"], value["text"]))
+        print(value["traceback"].rstrip() or f"{value['type']}: {value['text']}")
     if end is not None and end.at != was.at and end.at == "the construction":
-        raise BlackBoxError("the environment cannot be built here: %s" % end)
+        raise BlackBoxError(f"the environment cannot be built here: {end}")
     if end is None and args.to is not None:
-        print("step %d was reached; it returned\n  %r" % (args.to, value))
+        print(f"step {args.to} was reached; it returned\n  {value!r}")
         return 0
     if end is None:
-        print("another end: it went well to the last step; in the farm it was %s" % was)
+        print(f"another end: it went well to the last step; in the farm it was {was}")
         return 1
     if end == was:
-        print("the same end: %s" % end)
+        print(f"the same end: {end}")
         return 0
-    print("another end: %s; in the farm it was %s" % (end, was))
+    print(f"another end: {end}; in the farm it was {was}")
     return 1
 
 
@@ -269,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run(args)
     except BlackBoxError as error:
-        print("replay: %s" % error, file=sys.stderr)
+        print(f"replay: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -1,4 +1,4 @@
-"""How many slots a machine deserves: measurements in, a decision out. No process and no clock here.
+"""How many slots a machine should have: measurements in, a decision out. No process and no clock here.
 
     machine = Machine(cores=8, free=32 << 30, most=64)
     while (slots := next_slots(machine, need, rows)) is not None:
@@ -129,12 +129,12 @@ def _best(machine: Machine, need: Need, rows: list[Row]) -> tuple[Row, list[str]
     for row in rows[1:]:
         each = (row.rate - best.rate) / (row.slots - best.slots) / rows[0].rate
         if row.memory > machine.room:
-            verdicts.append("too much memory: %s may be used" % in_words(machine.room))
+            verdicts.append(f"too much memory: {in_words(machine.room)} may be used")
             continue
         if row.slots > need.slots_for_cores(machine) and row.others >= OTHERS * machine.cores:
             verdicts.append("not counted: beyond the cores, it takes from other programs")
             continue
-        brings = "each more brings %.0f %% of one" % max(0.0, 100 * each)
+        brings = f"each more brings {max(0.0, 100 * each):.0f} % of one"
         verdicts.append(("worth it: " if each >= WORTH else "not worth it: ") + brings)
         if each >= WORTH:
             best = row
@@ -160,34 +160,34 @@ def _reason(machine: Machine, need: Need, rows: list[Row], best: Row, stop: Stop
     if tried.memory > machine.room:
         return "memory", memory_words(machine, need)
     if tried is not best:
-        more = "%d slots bring little more" % tried.slots
+        more = f"{tried.slots} slots bring little more"
         if tried.busy + tried.others >= SATURATED * machine.cores:
             others = (
-                ", and %.2f more with other programs" % tried.others if tried.others >= OTHERS * machine.cores else ""
+                f", and {tried.others:.2f} more with other programs" if tried.others >= OTHERS * machine.cores else ""
             )
-            return "cores", "%s: %.2f of %g cores are busy%s" % (more, tried.busy, machine.cores, others)
+            return "cores", f"{more}: {tried.busy:.2f} of {machine.cores:g} cores are busy{others}"
         if tried.own >= HANDS_FULL:
             return "hands", (
-                "%s: handing out steps as short as these takes a core by itself, here as in a farm\n"
-                "  (train.py --action-repetition makes a command of several)" % more
+                f"{more}: handing out steps as short as these takes a core by itself, here as in a farm\n"
+                "  (train.py --action-repetition makes a command of several)"
             )
         return "gain", (
-            "%s, with %.2f of %g cores busy: they wait for something else that they share (memory, disk, a licence, "
-            "another program)" % (more, tried.busy, machine.cores)
+            f"{more}, with {tried.busy:.2f} of {machine.cores:g} cores busy: they wait for something else "
+            "that they share (memory, disk, a licence, "
+            "another program)"
         )
     if stop is not None:
         return stop.reason, stop.text
     if best.slots >= machine.most:
-        return "most", "more were not looked at (--max-slots %d), and may be worth it" % machine.most
-    return "cores", "each keeps %.2f of %g cores busy" % (need.cores, machine.cores)
+        return "most", f"more were not looked at (--max-slots {machine.most}), and may be worth it"
+    return "cores", f"each keeps {need.cores:.2f} of {machine.cores:g} cores busy"
 
 
 def memory_words(machine: Machine, need: Need) -> str:
     """Why no more fit."""
-    return "memory: a worker takes %s, and of %s free %s may be used" % (
-        in_words(need.memory),
-        in_words(machine.free),
-        in_words(machine.room),
+    return (
+        f"memory: a worker takes {in_words(need.memory)}, and of {in_words(machine.free)} free "
+        f"{in_words(machine.room)} may be used"
     )
 
 

@@ -1,7 +1,7 @@
 """A slot's states, as a pure machine: no process, no pipe, no clock of its own.
 
 A slot is a numbered place on a farm that runs one environment in one worker process. This module decides what a
-command or an event means; `supervisor` does it.
+command or an event means; `supervisor`, `assignments` and `leases` act on it.
 
     EMPTY ----> STARTING ----> IDLE ----> RESETTING ----> READY <---> STEPPING
       ^            |           |  ^           |             |             |
@@ -15,9 +15,9 @@ is called *quarantined*: nobody can lease it, and its holder's reset is lost at 
 
 Every step that a holder gave is counted in one bucket of the slot's ledger, or is under way.
 
-A lease is kept beside the state: it says who may give commands, not what the worker is doing. Commands of hosts are
-numbered by the host; a slot gives each a *ticket* of its own before it goes to the worker, so that a late reply to a
-former holder's command can never be taken for an answer to the present one's.
+A lease is kept beside the state: it says which host may give commands, not what the worker is doing. A host numbers
+its commands; a slot gives each a *ticket* of its own before it goes to the worker, so that a late reply to a former
+holder's command can never be taken for an answer to the present holder's.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ class Slot:
         trouble: why the last worker ended or could not be built, in words.
         ledger: the steps that holders gave ("given"), and what became of them, of all workers together.
         recycled: workers that were replaced at an episode's end, by reason.
+        ticket: of the last command that went to the worker.
+        asked: the host's number of the command under way, None when there is none.
     """
 
     number: int
@@ -82,9 +84,9 @@ class Slot:
     trouble: str | None = None
     ledger: Counter[str] = field(default_factory=Counter)
     recycled: Counter[str] = field(default_factory=Counter)
-    _ticket: int = 0
+    ticket: int = 0
     _latest: int = 0  # the highest number that the holder has used; nothing up to it is begun any more
-    _asked: int | None = None  # the host's number of the command under way
+    asked: int | None = None
     _broken: str | None = None  # why the episode that its holder believes to be running is over
     _stepping: bool = False  # that command is a step
     _held: tuple[int, bytes] | None = field(default=None, repr=False)  # a reset that waits for the worker
@@ -101,9 +103,14 @@ class Slot:
         return self.state is State.EMPTY and self.failed > 0
 
     @property
+    def is_free(self) -> bool:
+        """It can be leased."""
+        return self.lease is None and not self.failures and not self.quarantined
+
+    @property
     def under_way(self) -> int:
         """Steps that were given and are in no bucket yet: 1 or 0."""
-        return int(self._asked is not None and self._stepping)
+        return int(self.asked is not None and self._stepping)
 
     @property
     def held_body(self) -> bytes:
@@ -128,7 +135,7 @@ class Slot:
         return [self._to_worker(protocol.RESET, seq, body, State.RESETTING)]
 
     def died(self, why: str, bucket: str = "crashed", wanted: bool = False, lived: float = 0.0) -> Reply | None:
-        """The worker is gone. Returns what its holder must be told now, if a command was under way.
+        """The worker is gone. Returns the reply to its holder, if a command was under way.
 
         Args:
             why: how it ended, in words.
@@ -157,7 +164,7 @@ class Slot:
     # Events of the holder.
 
     def take(self, lease: str) -> None:
-        """Gives the slot to a holder; what went on for a former one is nobody's any more."""
+        """Gives the slot to a holder; what a former one began no longer counts."""
         self.lease = lease
         self._forget()
 
@@ -175,16 +182,16 @@ class Slot:
             (frame to write to the worker or None, reply to give at once or None).
         """
         if kind == protocol.ASK or seq <= self._latest:
-            # A number comes a second time when a question about it has overtaken it: it is not done after the answer.
+            # A number comes twice when an ASK about it has overtaken it: the command is not done after that answer.
             self._latest = max(self._latest, seq)
             return None, self._what_became_of(seq)
         self._latest = seq
         self.ledger["given"] += kind == protocol.STEP
-        if self._asked is not None:
+        if self.asked is not None:
             self.ledger["crashed"] += kind == protocol.STEP
-            return None, _lost(seq, "slot %d is busy with command %d" % (self.number, self._asked))
+            return None, _lost(seq, f"slot {self.number} is busy with command {self.asked}")
         if kind == protocol.RESET:
-            self._asked, self._stepping, self._answer, self._broken = seq, False, None, None
+            self.asked, self._stepping, self._answer, self._broken = seq, False, None, None
             if self.state in (State.EMPTY, State.STARTING):
                 if self.failures or self.quarantined:
                     return None, self._lose(self.trouble or "the environment cannot be built")
@@ -192,58 +199,58 @@ class Slot:
                 return None, None
             return self._to_worker(kind, seq, body, State.RESETTING), None
         if kind == protocol.STEP:
-            self._asked, self._stepping, self._answer = seq, True, None
+            self.asked, self._stepping, self._answer = seq, True, None
             if self.state is not State.READY:
-                return None, self._lose(self._broken or self.trouble or "no episode runs in slot %d" % self.number)
+                return None, self._lose(self._broken or self.trouble or f"no episode runs in slot {self.number}")
             return self._to_worker(kind, seq, body, State.STEPPING), None
-        return None, _lost(seq, "a host may send reset, step and ask, not %s" % protocol.NAMES.get(kind, kind))
+        return None, _lost(seq, f"a host may send reset, step and ask, not {protocol.NAMES.get(kind, kind)}")
 
     def replied(self, kind: int, flags: int, ticket: int, body: bytes) -> Reply | None:
-        """The worker's reply. Returns what to give the holder; None when its asker is gone."""
+        """The worker's reply. Returns the reply to the holder; None when the host that asked is gone."""
         if kind == protocol.TRANSITION:
             self.steps += 1
             if self.steps >= BARREN_STEPS or flags:
                 self.barren = -1  # it was of use, so its end is no failure to start
-        if ticket != self._ticket:
-            return None  # a reply to a command before the present one, whose asker is gone
+        if ticket != self.ticket:
+            return None  # a reply to an earlier command, whose host is gone
         over = bool(flags & (protocol.TERMINATED | protocol.TRUNCATED)) or kind == protocol.FAULT
         if over:
             self.episodes += 1
-        self.state = State.IDLE if over or self._asked is None else State.READY
-        if self._asked is None:
+        self.state = State.IDLE if over or self.asked is None else State.READY
+        if self.asked is None:
             return None
         if self._stepping:
             self.ledger["invalid" if kind == protocol.FAULT else "done"] += 1
-        self._answer = Reply(self._asked, kind, body, flags)
-        self._asked = None
+        self._answer = Reply(self.asked, kind, body, flags)
+        self.asked = None
         return self._answer
 
     def _to_worker(self, kind: int, seq: int, body: bytes, state: State) -> bytes:
-        self._ticket += 1
-        self._asked, self.state = seq, state
-        return protocol.HEADER.pack(kind, 0, self._ticket, len(body)) + body  # a host's body is within every limit
+        self.ticket += 1
+        self.asked, self.state = seq, state
+        return protocol.HEADER.pack(kind, 0, self.ticket, len(body)) + body  # a host's body is within every limit
 
     def _lose(self, why: str, bucket: str = "crashed") -> Reply | None:
-        if self._asked is None:
+        if self.asked is None:
             return None
         if self._stepping:
             self.ledger[bucket] += 1
-        self._answer = _lost(self._asked, why, bucket)
-        self._asked = None
+        self._answer = _lost(self.asked, why, bucket)
+        self.asked = None
         return self._answer
 
     def _what_became_of(self, seq: int) -> Reply | None:
-        if self._asked == seq:
+        if self.asked == seq:
             return None  # under way: the answer will come
         if self._answer is not None and self._answer.seq == seq:
             return self._answer
-        why = "command %d never reached slot %d" % (seq, self.number)
+        why = f"command {seq} never reached slot {self.number}"
         return Reply(seq, protocol.LOST, codec.encode({"text": why, "bucket": "lost with its farm"}))
 
     def _forget(self) -> None:
         self.ledger["abandoned"] += self.under_way
         self._latest = 0
-        self._asked = self._held = self._answer = self._broken = None
+        self.asked = self._held = self._answer = self._broken = None
 
 
 def _lost(seq: int, why: str, bucket: str = "crashed") -> Reply:

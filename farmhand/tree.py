@@ -1,6 +1,6 @@
-"""A worker and all that it started: who they are, what memory they hold, and their end.
+"""A worker and all that it started: their process ids, their memory, and their end.
 
-On Linux this reads /proc itself: a farm asks several times a second, for each worker. Elsewhere psutil answers.
+On Linux this reads /proc itself: a farm asks several times a second, for each worker. Elsewhere it asks psutil.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from pathlib import Path
 
 import psutil
 
-#: In the surroundings of each worker and so of what it starts. It finds those that left the process group and whose
-#: parents are gone.
+#: An environment variable of each worker, and so of what it starts. By it `sweep` finds processes that left the process
+#: group and whose parents are gone.
 MARK = "FARM_WORKER"
 
 GROUPS = Path("/sys/fs/cgroup")  #: Linux's control groups, of version 2, or a folder for each controller of version 1
 MY_GROUPS = Path("/proc/self/cgroup")
 _OLD_MEMORY = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_HAS_CHILDREN = os.path.exists("/proc/self/task/%d/children" % os.getpid())  # Linux, as nearly every kernel is built
+_HAS_CHILDREN = os.path.exists(f"/proc/self/task/{os.getpid()}/children")  # Linux, as nearly every kernel is built
 _HAS_ENVIRON = os.path.exists("/proc/self/environ")
 
 
@@ -33,8 +33,8 @@ def family(pid: int) -> list[int]:
     found = [pid]
     for member in found:  # it grows meanwhile
         with contextlib.suppress(OSError):
-            for thread in os.listdir("/proc/%d/task" % member):  # a child belongs to the thread that started it
-                with open("/proc/%d/task/%s/children" % (member, thread), "rb") as children:
+            for thread in os.listdir(f"/proc/{member}/task"):  # a child belongs to the thread that started it
+                with open(f"/proc/{member}/task/{thread}/children", "rb") as children:
                     found += map(int, children.read().split())
     return found
 
@@ -50,14 +50,14 @@ def _resident_of_one(pid: int) -> int:
             return int(psutil.Process(pid).memory_info().rss)
         return 0
     try:
-        with open("/proc/%d/statm" % pid, "rb") as statm:
+        with open(f"/proc/{pid}/statm", "rb") as statm:
             return int(statm.read().split()[1]) * _PAGE
     except (OSError, IndexError):  # it ended meanwhile
         return 0
 
 
 def kill(pids: list[int]) -> None:
-    """SIGKILL to each; those that are gone are left alone."""
+    """Sends SIGKILL to each that is still there."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
@@ -69,7 +69,7 @@ def sweep(marks: set[str]) -> list[int]:
     Returns:
         The pids that were killed.
     """
-    wanted = {("%s=%s" % (MARK, mark)).encode() for mark in marks}
+    wanted = {f"{MARK}={mark}".encode() for mark in marks}
     killed: list[int] = []
     while True:
         found = [pid for pid in psutil.pids() if pid not in killed and _surroundings(pid) & wanted]
@@ -82,12 +82,12 @@ def sweep(marks: set[str]) -> list[int]:
 def _surroundings(pid: int) -> set[bytes]:
     if _HAS_ENVIRON:
         try:
-            with open("/proc/%d/environ" % pid, "rb") as environ:
+            with open(f"/proc/{pid}/environ", "rb") as environ:
                 return set(environ.read().split(b"\0"))
         except OSError:  # it ended, or is another user's
             return set()
     try:
-        return {("%s=%s" % pair).encode() for pair in psutil.Process(pid).environ().items()}
+        return {f"{name}={value}".encode() for name, value in psutil.Process(pid).environ().items()}
     except (psutil.Error, OSError):
         return set()
 
@@ -155,7 +155,7 @@ def queued(pids: list[int]) -> float:
     """
     most = 0.0
     for pid in pids:
-        with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/%d/schedstat" % pid, "rb") as file:
+        with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/schedstat", "rb") as file:
             most = max(most, int(file.read().split()[1]) / 1e9)
     return most
 

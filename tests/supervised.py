@@ -47,7 +47,8 @@ def wait_until_idle(supervisor: Supervisor) -> None:
     """Until every slot has a worker whose environment stands, and as many spares are in stock as are wanted."""
     poll_until(
         lambda: all(
-            row["state"] in ("idle", "ready") and row["spares"] == supervisor.spares for row in supervisor.status()
+            row["state"] in ("idle", "ready") and row["spares"] == supervisor.spares.wanted
+            for row in supervisor.status()
         ),
         START_LIMIT,
         "all slots and spares",

@@ -127,7 +127,7 @@ def test_the_key_comes_from_the_file_or_else_the_environment(key_file, monkeypat
 
 def proven(challenge, key, nonce=b"n" * 32):
     farm_nonce = auth.ANSWER.unpack(challenge.feed(auth.HELLO.pack(auth.MAGIC, nonce)))[2]
-    return challenge.feed(auth._mac(key, b"host", nonce, farm_nonce))
+    return challenge.feed(auth.mac(key, b"host", nonce, farm_nonce))
 
 
 def test_the_right_proof_is_welcomed_however_it_is_dealt_out():
@@ -136,7 +136,7 @@ def test_the_right_proof_is_welcomed_however_it_is_dealt_out():
     answers = [challenge.feed(bytes([byte])) for byte in auth.HELLO.pack(auth.MAGIC, nonce)]
     assert answers[:-1] == [b""] * 39
     farm_nonce = auth.ANSWER.unpack(answers[-1])[2]
-    answers = [challenge.feed(bytes([byte])) for byte in auth._mac(KEY, b"host", nonce, farm_nonce)]
+    answers = [challenge.feed(bytes([byte])) for byte in auth.mac(KEY, b"host", nonce, farm_nonce)]
     assert auth.ANSWER.unpack(answers[-1])[1] == auth.WELCOME
     assert challenge.session
     assert challenge.refused is None
@@ -147,7 +147,7 @@ def test_nonces_and_session_keys_are_new_for_each_connection():
     for challenge in challenges:
         proven(challenge, KEY)
     assert len({challenge.session for challenge in challenges}) == 50
-    assert len({challenge._nonce for challenge in challenges}) == 50
+    assert len({challenge.nonce for challenge in challenges}) == 50
 
 
 def test_a_wrong_key_a_reflected_proof_and_more_than_a_proof_are_refused():
@@ -156,7 +156,7 @@ def test_a_wrong_key_a_reflected_proof_and_more_than_a_proof_are_refused():
     assert (challenge.session, challenge.refused) == (None, "its key is another one")
     reflected = auth.Challenge(KEY)
     nonce = auth.ANSWER.unpack(reflected.feed(auth.HELLO.pack(auth.MAGIC, b"n" * 32)))[2]
-    reflected.feed(auth._mac(KEY, b"farm", b"n" * 32, nonce))
+    reflected.feed(auth.mac(KEY, b"farm", b"n" * 32, nonce))
     assert reflected.session is None
     greedy = auth.Challenge(KEY)
     assert greedy.feed(auth.HELLO.pack(auth.MAGIC, b"n" * 32) + b"more") == b""

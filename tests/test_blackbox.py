@@ -275,7 +275,7 @@ def test_a_release_by_hand_writes_no_box_and_leaves_no_trace_in_the_next_one(tmp
 
 def test_a_long_episode_loses_its_head_and_says_so(tmp_path):
     with supervised(tmp_path) as supervisor:
-        supervisor._recorder._most = 3000
+        supervisor.recorder.most_bytes = 3000
         holder = Holder(supervisor)
         holder.reset(1, fault="exit", at_step=60)
         for _ in range(59):
@@ -292,7 +292,7 @@ def test_a_long_episode_loses_its_head_and_says_so(tmp_path):
 
 def test_only_the_newest_files_stay(tmp_path):
     with supervised(tmp_path) as supervisor:
-        supervisor._recorder._keep = 3
+        supervisor.recorder.keep = 3
         holder = Holder(supervisor)
         boxes = []
         for seed in range(5):
@@ -314,11 +314,11 @@ def test_a_folder_that_cannot_be_written_costs_a_line_in_the_log_and_nothing_els
         poll_until(lambda: "cannot be written" in caplog.text, 30, "the line")
 
 
-def test_no_step_waits_for_a_slow_disk(tmp_path):
+def test_no_step_waits_for_a_slow_disk(tmp_path, monkeypatch):
     with supervised(tmp_path) as supervisor:
         holder = Holder(supervisor)
         folder = tmp_path / "black-box"
-        with slow_disk(supervisor):
+        with slow_disk(monkeypatch):
             holder.reset(1, fault="raise")
             assert holder.step()[0] == protocol.FAULT
             holder.reset(2)
@@ -330,10 +330,10 @@ def test_no_step_waits_for_a_slow_disk(tmp_path):
 
 
 @contextlib.contextmanager
-def slow_disk(supervisor):
+def slow_disk(monkeypatch):
     """Holds the writer up before its next file, for as long as the block lasts."""
-    gate, write = threading.Event(), supervisor._recorder._write
-    supervisor._recorder._write = lambda *item: gate.wait(60.0) and write(*item)
+    gate, write = threading.Event(), blackbox.write_zip
+    monkeypatch.setattr(blackbox, "write_zip", lambda *item: gate.wait(60.0) and write(*item))
     try:
         yield
     finally:

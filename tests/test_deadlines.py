@@ -11,9 +11,8 @@ from helpers import poll_until
 from supervised import Holder, Lost, supervised, wait_until_idle
 
 from farmer import Farmer
-from farmhand import peek
 from farmhand.limits import FLOOR, UNKNOWN, TimeLimit, Times
-from wire import codec
+from wire import codec, fields
 
 HANGS = ("asleep", "in a loop", "in C", "stopped")
 
@@ -84,20 +83,20 @@ def test_times_forget_what_is_long_ago():
 @pytest.mark.parametrize("repeat", [1, 4, 1000])
 @pytest.mark.parametrize("action", [[0.5], np.zeros(22, "f4"), {"a": np.zeros((64, 64, 3), "u1"), "repeat": 7}, 3])
 def test_a_steps_repeat_is_read_without_its_action(action, repeat):
-    assert peek.repeat_of(codec.encode({"action": action, "repeat": repeat})) == repeat
-    assert peek.repeat_of(codec.encode({"repeat": repeat, "action": action})) == repeat, "of another kind of host"
+    assert fields.repeat_of(codec.encode({"action": action, "repeat": repeat})) == repeat
+    assert fields.repeat_of(codec.encode({"repeat": repeat, "action": action})) == repeat, "of another kind of host"
 
 
 @pytest.mark.parametrize("body", [b"", b"junk", codec.encode(None), codec.encode({"repeat": "x"}), codec.encode([1])])
 def test_what_is_no_step_has_no_repeat_and_no_seconds(body):
-    assert peek.repeat_of(body) == 1
-    assert peek.seconds_of(body) == 0.0 or body == codec.encode([1])
+    assert fields.repeat_of(body) == 1
+    assert fields.seconds_of(body) == 0.0 or body == codec.encode([1])
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
 def test_what_is_no_time_is_none(seconds):
     limit = TimeLimit(None, enough=2)
-    limit.saw(peek.seconds_of(codec.encode((1, {}, np.float64(seconds)))))
+    limit.saw(fields.seconds_of(codec.encode((1, {}, np.float64(seconds)))))
     assert limit.seconds >= UNKNOWN
 
 
@@ -105,8 +104,8 @@ def test_what_is_no_time_is_none(seconds):
 def test_the_seconds_of_a_result_are_read_without_its_observation(seconds):
     for info in ({}, {"a": [1, (2, 3)], "b": "]},"}):
         body = codec.encode((np.zeros((64, 64, 3), "u1"), 1.0, False, True, info, np.float64(seconds)))
-        assert peek.seconds_of(body) == seconds
-        assert peek.seconds_of(codec.encode(([1, 2], info, np.float64(seconds)))) == seconds
+        assert fields.seconds_of(body) == seconds
+        assert fields.seconds_of(codec.encode(([1, 2], info, np.float64(seconds)))) == seconds
 
 
 # Commands that never come back.

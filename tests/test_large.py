@@ -24,9 +24,10 @@ from farmer import Farmer, RemoteEnv, make_vec
 from farmer.pyro.proxy import LONG as LONG_MESSAGE
 from farmer.pyro.proxy import _Socket
 from farmer.values import Values
-from farmhand import gate, supervisor
+from farmhand import leases, messages
 from farmhand.catalog import Catalog
-from farmhand.process import PIPE_SIZE
+from farmhand.supervisor import Supervisor
+from farmhand.worker_process import PIPE_SIZE
 from wire import auth, codec, protocol, sealed
 
 ENV = "environments:LargeEnv"
@@ -166,11 +167,11 @@ def test_what_32_slots_of_a_megabyte_say_at_once_is_within_every_limit():
 
 
 def test_more_than_one_message_may_carry_comes_in_several(monkeypatch):
-    monkeypatch.setattr(supervisor, "MOST_BYTES", 5 << 19)  # two of them, and not three
+    monkeypatch.setattr(leases, "MOST_BYTES", 5 << 19)  # two of them, and not three
     messages = []
-    taken = supervisor.Lease.taken
+    taken = leases.Lease.take_replies
     monkeypatch.setattr(
-        supervisor.Lease, "taken", lambda self: messages.append(taken(self)) or messages[-1], raising=True
+        leases.Lease, "take_replies", lambda self: messages.append(taken(self)) or messages[-1], raising=True
     )
     with farm_here("LargeEnv", MEGABYTE, 5) as address, Farmer(ENV, [(address, 5)]) as pool:
         pool.reset(range(5), range(5))
@@ -184,7 +185,7 @@ def test_more_than_one_message_may_carry_comes_in_several(monkeypatch):
 
 
 def test_one_reply_goes_out_however_large_it_is(monkeypatch):
-    monkeypatch.setattr(supervisor, "MOST_BYTES", 1000)
+    monkeypatch.setattr(leases, "MOST_BYTES", 1000)
     with farm_here("LargeEnv", MEGABYTE, 2) as address, Farmer(ENV, [(address, 2)]) as pool:
         pool.reset([0, 1], [0, 1])
         assert sorted(whole_batch(pool, 2)) == [0, 1]
@@ -305,10 +306,10 @@ def test_a_long_body_stays_where_it_was_read_to():
 
 @pytest.mark.parametrize("seal", [None, sealed.Seal(b"k" * 32)])
 def test_an_answer_in_pieces_is_the_one_that_msgpack_makes(seal):
-    bodies = [b"x" * size for size in (0, 5, 300, 70000)] + [bytearray(b"y" * (gate.LONG + 1)), bytearray(3)]
+    bodies = [b"x" * size for size in (0, 5, 300, 70000)] + [bytearray(b"y" * (messages.LONG + 1)), bytearray(3)]
     answer = [[[slot, 2**40 + slot, 13, 0, body] for slot, body in enumerate(bodies)], 2**32 - 1]
-    pieces = gate._pieces(answer, msgpack.packb)
-    assert [piece for piece in pieces if len(piece) > gate.LONG] == [bodies[3], bodies[4]]
+    pieces = messages.pieces(answer, msgpack.packb)
+    assert [piece for piece in pieces if len(piece) > messages.LONG] == [bodies[3], bodies[4]]
     assert any(piece is bodies[3] for piece in pieces)
     assert any(piece is bodies[4] for piece in pieces)
     whole = msgpack.packb(answer)
@@ -329,7 +330,7 @@ def test_an_answer_is_freed_with_its_last_use_and_not_by_the_collector():
     gc.collect()
     gc.disable()
     try:
-        gate._pieces([[[0, 1, 13, 0, bytes(1 << 20)]], 1], msgpack.packb)
+        messages.pieces([[[0, 1, 13, 0, bytes(1 << 20)]], 1], msgpack.packb)
         assert gc.collect() == 0
     finally:
         gc.enable()
@@ -374,11 +375,11 @@ def test_only_pipes_that_carry_something_large_are_made_wide(tmp_path):
     """Linux counts all pipes of a user together, so a thousand small slots must not take what others need."""
 
     def sizes(kind):
-        farm = supervisor.Supervisor(Catalog([ENV], kind, str(TESTS)), 1, sys.executable, tmp_path)
+        farm = Supervisor(Catalog([ENV], kind, str(TESTS)), 1, sys.executable, tmp_path)
         farm.start(40.0)
         try:
             lease = farm.acquire(ENV, 1, protocol.VERSION, expires=False)
-            worker = farm._workers[0]
+            worker = farm.assignments.at(0)
             before = [fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) for fd in (worker.stdin, worker.stdout)]
             replies = farm.exchange(lease.token, [[0, 1, protocol.RESET, codec.encode({"seed": 1})]], 5.0)
             poll_until(lambda: replies or replies.extend(farm.exchange(lease.token, [], 5.0)), 20, "the first reply")

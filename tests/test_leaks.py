@@ -147,9 +147,9 @@ class Parts:
     def rest(self):
         """Until nothing is under way that the last round began."""
         supervisor = self.supervisor
-        poll_until(lambda: not supervisor._leaving and not supervisor._to_sweep, 30, "the burials")
+        poll_until(lambda: supervisor.workers.all_reaped, 30, "the ends of workers")
         poll_until(lambda: supervisor.status()[0]["spares"] == 1, START_LIMIT, "the spare")
-        poll_until(lambda: len(self.daemon.transportServer._sessions) <= 2, 30, "the end of old connections")
+        poll_until(lambda: self.daemon.connections <= 2, 30, "the end of old connections")
 
     def held(self):
         """How many objects hang on farm and host, and how many there are of each of our kinds."""
@@ -212,8 +212,7 @@ def test_connections_whose_host_has_given_them_up_do_not_stay_open(parts):
         parts.wire.cut()
     parts.steps.clear()
     parts.play(USEFUL)
-    sessions = parts.daemon.transportServer._sessions
-    poll_until(lambda: len(sessions) <= 2, 30, "the end of old connections")
+    poll_until(lambda: parts.daemon.connections <= 2, 30, "the end of old connections")
     assert parts.wire.cuts == 5
 
 
@@ -222,11 +221,10 @@ def test_the_connection_of_a_lease_that_has_expired_is_ended(parts):
     with contextlib.closing(Connection(address)) as silent:
         token = silent.acquire(ENV, 1)["lease"]
         assert silent.exchange(token, [], 0.01) == []
-        lease = parts.supervisor._leases[token]
-        (caller,) = lease.callers.values()
-        lease.seen -= 1000.0
-        poll_until(lambda: token not in parts.supervisor._leases, 30, "the lease's end")
-        poll_until(lambda: caller.sock is None or caller.sock.fileno() < 0, 30, "its connection's")
+        before = parts.daemon.connections
+        parts.supervisor.leases.find(token).seen -= 1000.0
+        poll_until(lambda: parts.supervisor.leases.find(token) is None, 30, "the lease's end")
+        poll_until(lambda: parts.daemon.connections == before - 1, 30, "its connection's")
         assert silent._proxy._pyroConnection.sock.recv(1) == b"", "which its host sees"
 
 

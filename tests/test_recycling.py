@@ -22,7 +22,7 @@ from farmhand.limits import (
     BACK_OFF,
     BLOCK_STEPS,
     Limits,
-    Pace,
+    WorkerPace,
     back_off,
     in_words,
     memory_share,
@@ -30,7 +30,7 @@ from farmhand.limits import (
     spares_that_fit,
     why_recycle,
 )
-from farmhand.supervisor import WEIGH_EVERY
+from farmhand.memory_cap import WEIGH_EVERY
 from wire.errors import StartError
 
 MB = 2**20
@@ -97,7 +97,7 @@ def play(pace, seconds, episodes, steps=100):
 
 
 def test_steps_twice_as_slow_as_when_fresh_are_noticed():
-    pace = Pace()
+    pace = WorkerPace()
     assert not play(pace, 0.010, 10)
     assert not play(pace, 0.015, 20)
     assert play(pace, 0.023, 10)
@@ -105,24 +105,24 @@ def test_steps_twice_as_slow_as_when_fresh_are_noticed():
 
 @pytest.mark.parametrize("fresh", [0.0001, 0.0003])
 def test_a_few_microseconds_more_are_no_reason(fresh):
-    pace = Pace()
+    pace = WorkerPace()
     assert not play(pace, fresh, 10)
     assert not play(pace, 3 * fresh, 20)
 
 
 def test_an_episode_whose_end_is_slower_than_its_beginning_is_no_reason():
-    assert not play(Pace(), lambda step: 0.002 if step < 80 else 0.1, 50)
+    assert not play(WorkerPace(), lambda step: 0.002 if step < 80 else 0.1, 50)
 
 
 def test_one_slow_episode_among_many_is_no_reason():
-    pace = Pace()
+    pace = WorkerPace()
     assert not play(pace, 0.01, 5)
     assert not play(pace, 0.05, 1)
     assert not play(pace, 0.01, 5)
 
 
 def test_a_pace_is_not_judged_by_a_few_steps():
-    pace = Pace()
+    pace = WorkerPace()
     assert not play(pace, 0.01, 3, steps=10)
     assert not play(pace, 0.05, 3, steps=10), "60 of %d steps" % BLOCK_STEPS
 
@@ -177,7 +177,7 @@ def test_a_worker_that_has_become_slow_is_replaced():
 
 @pytest.mark.slow
 def test_a_replaced_worker_closes_its_environment_and_nobody_waits_for_that(tmp_path, monkeypatch):
-    monkeypatch.setattr("farmhand.supervisor.LEAVE_LIMIT", 30.0)
+    monkeypatch.setattr("farmhand.workers.LEAVE_LIMIT", 30.0)
     log = tmp_path / "closed"
     with supervised(
         "CountingEnv", kwargs={"log": str(log), "close_takes": 3.0}, recycle_resets=1, spares=1
@@ -251,7 +251,7 @@ def test_a_cap_below_what_a_worker_needs_is_refused_at_the_start():
 def test_a_spare_takes_the_place_of_a_worker_that_dies_without_a_construction():
     with supervised("HangingEnv", kwargs={"takes": 0.3}, slots=2, spares=1) as supervisor:
         holder = Holder(supervisor, 2)
-        (spare,) = supervisor._stock[HANGING]
+        (spare,) = supervisor.spares.of(HANGING)
         holder.reset(0)
         assert spare.ready is not None, "it stands already"
         os.kill(supervisor.status()[0]["pid"], signal.SIGKILL)
@@ -260,22 +260,22 @@ def test_a_spare_takes_the_place_of_a_worker_that_dies_without_a_construction():
         holder.reset(0)
         assert "spare" in spare.log.name
         wait_until_idle(supervisor)
-        (following,) = supervisor._stock[HANGING]
+        (following,) = supervisor.spares.of(HANGING)
         assert following.log != spare.log, "which the worker in slot 0 goes on writing"
 
 
 def test_a_spare_that_dies_is_replaced():
     with supervised("CountingEnv", spares=1) as supervisor:
-        (spare,) = supervisor._stock["environments:CountingEnv"]
+        (spare,) = supervisor.spares.of("environments:CountingEnv")
         os.kill(spare.pid, signal.SIGKILL)
-        poll_until(lambda: supervisor._stock["environments:CountingEnv"] != [spare], 30, "its end")
+        poll_until(lambda: supervisor.spares.of("environments:CountingEnv") != [spare], 30, "its end")
         wait_until_idle(supervisor)
         assert supervisor.status()[0]["starts"] == 1
 
 
 def test_a_spare_that_was_stopped_is_not_given_to_a_slot():
     with supervised("CountingEnv", spares=1) as supervisor:
-        (spare,) = supervisor._stock["environments:CountingEnv"]
+        (spare,) = supervisor.spares.of("environments:CountingEnv")
         holder = Holder(supervisor)
         freeze(spare.pid)
         os.kill(supervisor.status()[0]["pid"], signal.SIGKILL)
@@ -289,8 +289,10 @@ def test_a_spare_that_was_stopped_is_not_given_to_a_slot():
 def test_a_worker_that_dies_while_its_spare_is_built_takes_that_one_over():
     with supervised("HangingEnv", kwargs={"takes": 3.0}, spares=1) as supervisor:
         os.kill(supervisor.status()[0]["pid"], signal.SIGKILL)
-        poll_until(lambda: supervisor._stock[HANGING] and not supervisor._stock[HANGING][0].ready, 30, "the next spare")
-        (spare,) = supervisor._stock[HANGING]
+        poll_until(
+            lambda: supervisor.spares.of(HANGING) and not supervisor.spares.of(HANGING)[0].ready, 30, "the next spare"
+        )
+        (spare,) = supervisor.spares.of(HANGING)
         os.kill(supervisor.status()[0]["pid"], signal.SIGKILL)
         poll_until(lambda: supervisor.status()[0]["pid"] == spare.pid, 30, "the spare")
         assert supervisor.status()[0]["state"] == "starting"
@@ -300,7 +302,7 @@ def test_a_worker_that_dies_while_its_spare_is_built_takes_that_one_over():
 
 def test_a_recycled_slot_gets_the_spare():
     with supervised("CountingEnv", kwargs={"length": 2}, spares=1, recycle_resets=1) as supervisor:
-        (spare,) = supervisor._stock["environments:CountingEnv"]
+        (spare,) = supervisor.spares.of("environments:CountingEnv")
         holder = Holder(supervisor)
         holder.episodes(1)
         holder.reset()
@@ -309,7 +311,7 @@ def test_a_recycled_slot_gets_the_spare():
 
 def test_each_environment_has_its_spare_and_a_slot_that_changes_takes_it():
     with supervised("CountingEnv", "SlowEnv", slots=2, spares=1) as supervisor:
-        (spare,) = supervisor._stock["environments:SlowEnv"]
+        (spare,) = supervisor.spares.of("environments:SlowEnv")
         holder = Holder(supervisor, 2, "environments:SlowEnv")
         assert [row["env"] for row in supervisor.status()] == ["environments:SlowEnv"] * 2
         assert supervisor.status()[0]["pid"] == spare.pid
@@ -323,8 +325,8 @@ def test_a_farm_says_what_it_decided_about_spares():
         poll_until(lambda: len(workers_of(farm.pid)) == 2, 30, "the spare")
         poll_until(lambda: farm.status()[0]["spares"] == 1, 30, "its environment")
     with supervised("CountingEnv", spares=None) as supervisor:
-        assert supervisor.spares in (0, 1)
-        assert re.search(r"CountingEnv takes \d+ MB a worker, .* free", supervisor.about_spares)
+        assert supervisor.spares.wanted in (0, 1)
+        assert re.search(r"CountingEnv takes \d+ MB a worker, .* free", supervisor.spares.about)
 
 
 # Quarantine.
@@ -336,7 +338,7 @@ def test_a_slot_whose_worker_cannot_be_built_waits_longer_each_time_and_comes_ba
     with supervised("DyingEnv", kwargs={"at": 0, "trap": str(trap)}, slots=2, spares=1) as supervisor:
         holder = Holder(supervisor, 1)
         trap.touch()
-        for pid in [supervisor.status()[0]["pid"], supervisor._stock["environments:DyingEnv"][0].pid]:
+        for pid in [supervisor.status()[0]["pid"], supervisor.spares.of("environments:DyingEnv")[0].pid]:
             os.kill(pid, signal.SIGKILL)
         poll_until(lambda: (supervisor.status()[0]["next_try_s"] or 0) > 3.0, 40, "the third failure")
         row = supervisor.status()[0]

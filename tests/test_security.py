@@ -21,7 +21,7 @@ from Pyro4 import message
 from farmer import Farmer, open_object
 from farmer.farmlist import load_farmlist
 from farmer.pyro.connection import Connection
-from farmhand import gate, service
+from farmhand import admission, messages, server, service
 from wire import auth, codec, protocol
 from wire.errors import FarmRefused, LeaseLost
 
@@ -80,7 +80,7 @@ def test_a_recorded_session_that_is_replayed_executes_nothing(farm, key_file, pa
             answer = attacks.replay(farm.address, wire.heard[0], paced)
             assert len(answer) <= 2 * auth.ANSWER.size
     assert done_by(farm) == before
-    assert farm.describe()["free"] == 2
+    farm.wait_until_free()
 
 
 def test_without_a_key_the_same_replay_does_execute_so_the_test_above_can_fail(open_farm):
@@ -174,7 +174,7 @@ def test_a_header_that_announces_too_much_is_refused_at_once_without_memory(farm
 
 
 def test_silent_and_slow_ones_stop_nobody_and_are_sent_away(monkeypatch):
-    monkeypatch.setattr(gate, "PROOF_LIMIT", 3.0)
+    monkeypatch.setattr(admission, "PROOF_LIMIT", 3.0)
     with farm_here("CountingEnv", {"length": 10**6}, key=KEY) as address, opened(address) as line:
         lease = line.acquire(COUNTING, 1)
         with attacks.silent(address, 230) as socks, attacks.connected(address) as slow:
@@ -198,7 +198,7 @@ def exchanged(line, lease, seq, kind, body):
 
 
 def test_one_who_sends_a_byte_now_and_then_has_no_more_time_than_others(monkeypatch):
-    monkeypatch.setattr(gate, "PROOF_LIMIT", 0.5)
+    monkeypatch.setattr(admission, "PROOF_LIMIT", 0.5)
     with (
         farm_here("CountingEnv", key=KEY) as address,
         attacks.connected(address) as sock,
@@ -210,9 +210,9 @@ def test_one_who_sends_a_byte_now_and_then_has_no_more_time_than_others(monkeypa
         pytest.fail("its 4 s were let pass")
 
 
-def test_a_crowd_at_the_gate_pushes_out_its_oldest_and_not_who_comes_next(monkeypatch):
-    monkeypatch.setattr(gate, "NEWCOMERS", 5)
-    monkeypatch.setattr(gate, "PROOF_LIMIT", 60.0)
+def test_a_crowd_at_admission_pushes_out_its_oldest_and_not_who_comes_next(monkeypatch):
+    monkeypatch.setattr(admission, "NEWCOMERS", 5)
+    monkeypatch.setattr(admission, "PROOF_LIMIT", 60.0)
     with farm_here("CountingEnv", key=KEY) as address, attacks.silent(address, 8) as socks:
         with opened(address) as line:
             assert line.about["slots"] == 1
@@ -250,8 +250,8 @@ def joins(address, key):
 
 @pytest.mark.slow
 def test_a_host_may_be_silent_between_messages_and_wait_long_but_not_stop_within_one(monkeypatch):
-    monkeypatch.setattr(gate, "MESSAGE_LIMIT", 1.0)
-    monkeypatch.setattr(gate, "FIRST_CALL_LIMIT", 1.0)
+    monkeypatch.setattr(server, "MESSAGE_LIMIT", 1.0)
+    monkeypatch.setattr(server, "FIRST_CALL_LIMIT", 1.0)
     with farm_here("SlowEnv", {}, key=KEY) as address, opened(address) as line:
         lease = line.acquire("environments:SlowEnv", 1)
         time.sleep(2.0)  # a heart that beats slower than MESSAGE_LIMIT
@@ -282,7 +282,7 @@ def test_a_host_may_be_silent_between_messages_and_wait_long_but_not_stop_within
 @pytest.mark.parametrize("value", attacks.NOT_PLAIN, ids=[str(n) for n in range(len(attacks.NOT_PLAIN))])
 def test_what_is_decoded_is_plain_data_or_refused(value):
     try:
-        found = gate._decoded(msgpack.packb(["farm", "describe", [value], {}]), 6, 0)
+        found = messages.decoded(msgpack.packb(["farm", "describe", [value], {}]), 6, 0)
     except (Pyro4.errors.SerializeError, ValueError):
         return
     assert_plain(found)
@@ -296,7 +296,7 @@ def assert_plain(value):
 
 def test_numpy_integers_of_a_plain_script_still_arrive():
     packed = Pyro4.util.MsgpackSerializer().dumps([np.int64(-5), 1 << 70])
-    assert gate._decoded(packed, 6, 0) == [-5, 1 << 70]
+    assert messages.decoded(packed, 6, 0) == [-5, 1 << 70]
 
 
 @pytest.mark.parametrize(

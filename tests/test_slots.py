@@ -91,8 +91,8 @@ REPLIES = [
 @pytest.mark.parametrize(("before", "kind", "flags", "after"), REPLIES)
 def test_a_reply_goes_to_its_asker_under_the_askers_number(before, kind, flags, after):
     slot = slot_in(before)
-    number = slot._asked
-    reply = slot.replied(kind, flags, slot._ticket, b"result")
+    number = slot.asked
+    reply = slot.replied(kind, flags, slot.ticket, b"result")
     assert slot.state is after
     assert (reply.seq, reply.kind, reply.flags, reply.body) == (number, kind, flags, b"result")
 
@@ -177,7 +177,7 @@ def test_a_slot_that_was_freed_in_the_middle_is_idle_once_its_worker_is_back(sta
     slot = slot_in(state)
     slot.free()
     assert slot.state is state, "the worker does not know"
-    assert slot.replied(kind, 0, slot._ticket, b"") is None
+    assert slot.replied(kind, 0, slot.ticket, b"") is None
     assert slot.state is State.IDLE
 
 
@@ -200,7 +200,7 @@ def test_the_next_holder_can_not_ask_for_a_former_holders_result():
 @pytest.mark.parametrize("state", [State.RESETTING, State.STEPPING])
 def test_asking_for_a_command_under_way_waits_for_its_answer(state):
     slot = slot_in(state)
-    assert slot.command(ASK, slot._asked, b"") == (None, None)
+    assert slot.command(ASK, slot.asked, b"") == (None, None)
     assert slot.state is state
 
 
@@ -276,8 +276,8 @@ def counted(slot):
 
 
 ENDS = [
-    (lambda slot: slot.replied(TRANSITION, 0, slot._ticket, b""), "done"),
-    (lambda slot: slot.replied(FAULT, 0, slot._ticket, b""), "invalid"),
+    (lambda slot: slot.replied(TRANSITION, 0, slot.ticket, b""), "done"),
+    (lambda slot: slot.replied(FAULT, 0, slot.ticket, b""), "invalid"),
     (lambda slot: slot.died("killed"), "crashed"),
     (lambda slot: slot.died("too long", "timed out"), "timed out"),
     (lambda slot: slot.free(), "abandoned"),
@@ -291,7 +291,7 @@ def test_a_step_ends_in_one_bucket(end, bucket):
     assert (counted(slot), slot.under_way) == ({}, 1)
     end(slot)
     assert (counted(slot), slot.under_way) == ({bucket: 1}, 0)
-    slot.replied(TRANSITION, 0, slot._ticket, b"late")
+    slot.replied(TRANSITION, 0, slot.ticket, b"late")
     slot.died("and later the worker")
     assert counted(slot) == {bucket: 1}
 

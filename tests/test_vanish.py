@@ -19,7 +19,7 @@ from proxy import Faults, Proxy
 from farmer import Farmer
 from farmer.farmlist import FarmAddress
 from farmer.pyro.connection import Connection
-from farmhand.supervisor import LONGEST_WAIT
+from farmhand.leases import LONGEST_WAIT
 from wire import codec, protocol
 from wire.errors import FarmRefused, FarmUnreachable, MessageDamaged
 

@@ -138,7 +138,8 @@ def _checked(text: bytes, where: str) -> bytes:
     return key
 
 
-def _mac(key: bytes, label: bytes, host_nonce: bytes, farm_nonce: bytes) -> bytes:
+def mac(key: bytes, label: bytes, host_nonce: bytes, farm_nonce: bytes) -> bytes:
+    """What proves the key: an HMAC of both nonces, for one purpose that the label names."""
     # Label and nonces have lengths that are fixed, so two different sets never give the same text.
     return hmac.new(key, MAGIC + b"%-8s" % label + host_nonce + farm_nonce, hashlib.sha256).digest()
 
@@ -156,14 +157,14 @@ class Challenge:
 
     def __init__(self, key: bytes):
         self._key = key
-        self._nonce = secrets.token_bytes(NONCE)
+        self.nonce = secrets.token_bytes(NONCE)
         self._host_nonce: bytes | None = None
         self._buffer = b""
         self.session: bytes | None = None  # the key of this connection's messages, once it is proven
         self.refused: str | None = None  # why this connection is to be closed
 
     def feed(self, data: bytes) -> bytes:
-        """Takes what came; returns what to send. After that, `refused` and `session` say how it stands."""
+        """Takes what came; returns what to send. Sets `session` or `refused` once it is decided."""
         self._buffer += data
         size = HELLO.size if self._host_nonce is None else PROOF
         if self._host_nonce is None and not MAGIC.startswith(self._buffer[: len(MAGIC)]):
@@ -177,12 +178,12 @@ class Challenge:
         message, self._buffer = self._buffer, b""
         if self._host_nonce is None:
             self._host_nonce = message[len(MAGIC) :]
-            return answer(CHALLENGE, self._nonce)
-        if not hmac.compare_digest(message, _mac(self._key, b"host", self._host_nonce, self._nonce)):
+            return answer(CHALLENGE, self.nonce)
+        if not hmac.compare_digest(message, mac(self._key, b"host", self._host_nonce, self.nonce)):
             self.refused = "its key is another one"
             return answer(REFUSED)
-        self.session = _mac(self._key, b"session", self._host_nonce, self._nonce)
-        return answer(WELCOME, _mac(self._key, b"farm", self._host_nonce, self._nonce))
+        self.session = mac(self._key, b"session", self._host_nonce, self.nonce)
+        return answer(WELCOME, mac(self._key, b"farm", self._host_nonce, self.nonce))
 
 
 # The host's side.
@@ -207,14 +208,14 @@ def prove(sock: socket.socket, key: bytes, limit: float) -> bytes:
     nonce = secrets.token_bytes(NONCE)
     sock.sendall(HELLO.pack(MAGIC, nonce))
     farm_nonce = _verdict(sock, CHALLENGE, deadline)
-    sock.sendall(_mac(key, b"host", nonce, farm_nonce))
+    sock.sendall(mac(key, b"host", nonce, farm_nonce))
     proof = _verdict(sock, WELCOME, deadline)
-    if not hmac.compare_digest(proof, _mac(key, b"farm", nonce, farm_nonce)):
+    if not hmac.compare_digest(proof, mac(key, b"farm", nonce, farm_nonce)):
         raise KeyRefused(
             "what answers there took our proof and has none of its own: it is not a farm with this key\n"
             "  now: find out what listens there before you use that address again"
         )
-    return _mac(key, b"session", nonce, farm_nonce)
+    return mac(key, b"session", nonce, farm_nonce)
 
 
 def _verdict(sock: socket.socket, wanted: bytes, deadline: float) -> bytes:

@@ -56,7 +56,7 @@ from benchmarks.faults.parts import (
     times,
 )
 from benchmarks.faults.soak import soak
-from farmhand.supervisor import WEIGH_EVERY
+from farmhand.memory_cap import WEIGH_EVERY
 
 # The commands.
 

@@ -35,7 +35,7 @@ from farmer import Farmer
 from farmer.commands import Commands
 from farmer.link import Link
 from farmhand.catalog import Catalog
-from farmhand.process import WIRE, WORKER
+from farmhand.worker_process import WIRE, WORKER
 from simulators.faulty import MOST, NUMBERS
 from wire import codec, protocol
 from wire.errors import FarmError, NothingSent

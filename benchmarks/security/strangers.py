@@ -33,7 +33,7 @@ from benchmarks.shared.table import machine, table
 from farmer import Farmer, RemoteEnv, open_object
 from farmer.farmlist import load_farmlist
 from farmer.pyro.connection import Connection
-from farmhand import gate
+from farmhand import messages
 from farmhand.catalog import Catalog
 from farmhand.service import FarmDaemon
 from farmhand.supervisor import Supervisor
@@ -125,7 +125,7 @@ def _decoded(count: int) -> Iterator[Any]:
         for _ in range(rng.randrange(4)):
             body[rng.randrange(len(body))] = rng.randrange(256)
         with contextlib.suppress(Exception):  # refused, in whatever words
-            yield gate._decoded(bytes(body), 6, 0)
+            yield messages.decoded(bytes(body), 6, 0)
 
 
 def _good_bodies() -> list[bytes]:

@@ -58,7 +58,7 @@ def import_own(wire):
 
 
 def take_pipes():
-    """Moves the two pipes out of the environment's reach.
+    """Moves the two pipes to where the environment does not find them.
 
     Simulators print, and read, and start programs that do. They find an empty standard input, and what they
     print goes to standard error, which is the slot's log.
@@ -117,7 +117,7 @@ def end_of_farm():
 
 
 def lost_pipe():
-    """Ends the process when somebody in it closed a pipe that is ours; it can do nothing more for the farm."""
+    """Ends the process when the environment has closed one of our pipes: no reply can reach the farm any more."""
     sys.stderr.write("worker: the environment closed a pipe to the farm, which is not its own\n")
     sys.stderr.flush()
     os._exit(EXIT_PIPE)
@@ -203,7 +203,7 @@ class Loop(object):
         raise ValueError("a worker knows construct, reset, step and close only")
 
     def _end(self, code):
-        """Ends the process here and now.
+        """Ends the process at once.
 
         Not by `sys.exit`: a thread that the simulator left behind would keep the process alive, and the clean-up
         of C++ libraries is where they crash.
@@ -226,7 +226,7 @@ class Loop(object):
                     raise
 
     def _write_pieces(self, pieces):
-        """Writes one after the other; where the system can, it takes all at once, and so wakes the farm but once."""
+        """Writes pieces in order; in one call where the system can, so that the farm wakes only once."""
         written = 0
         if hasattr(os, "writev"):
             try:

@@ -1,4 +1,4 @@
-"""Any environment's API to one: `reset(seed, options) -> (obs, info)` and `step(action) -> 5-tuple`.
+"""Adapts any environment's API to one: `reset(seed, options) -> (obs, info)` and `step(action) -> 5-tuple`.
 
     env = adapt(SomeEnv())
     observation, info = env.reset(seed=7, options=None)
@@ -24,7 +24,7 @@ import numpy
 
 
 class WrongAnswer(TypeError):
-    """The environment's `reset` or `step` returned what no known API returns."""
+    """The environment's `reset` or `step` returned something that no known API returns."""
 
 
 def adapt(env):
@@ -163,7 +163,7 @@ def _form(answer):
 
 
 def takes(env, keyword):
-    """Whether `env.reset(keyword=...)` is understood.
+    """Whether `env.reset` takes this keyword.
 
     A wrapper whose `reset` is (self, **kwargs) hands everything on, so the environment inside it decides.
     """

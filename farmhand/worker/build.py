@@ -1,4 +1,4 @@
-"""From the farm's few words to an environment: a gym id, a module's factory, or a file's factory.
+"""Builds the environment that the farm names: by a gym id, a module's factory, or a file's factory.
 
     build({"kind": "gym", "id": "Pendulum-v1"}, {"g": 9.8}, [])
 
@@ -140,7 +140,7 @@ def _factory(module, name):
 
 
 def _close(name, known):
-    """The end of a sentence: the names that were probably meant, or else some of those there are."""
+    """The end of a sentence: the names that were probably meant, or else some of the known ones."""
     known = sorted(set(known))
     folded = {}
     for candidate in known:

@@ -1,4 +1,4 @@
-"""Whether a value is what its space says: of every observation, action and reward, before it goes any further.
+"""Checks every observation, action and reward against its space, before it goes any further.
 
     find = check.finder(describe.describe(env.observation_space))
     trouble = find(observation)           # None, or (where in the value, what is wrong there)
@@ -42,7 +42,7 @@ _INTS = (int, long) if sys.version_info[0] == 2 else (int,)  # type: ignore[name
 
 
 class Invalid(ValueError):
-    """A value that is not what its space says."""
+    """A value that is not in its space."""
 
 
 class InvalidObservation(Invalid):
@@ -54,7 +54,7 @@ class InvalidReward(Invalid):
 
 
 class InvalidAction(Invalid):
-    """An action that is not in the action space: the environment never saw it, and is as good as before."""
+    """An action that is not in the action space: the environment never got it, and is unchanged."""
 
 
 def observation(find, value):
@@ -296,7 +296,7 @@ _MAKERS = {
 
 
 def _find_anywhere(value, depth=0):
-    """For a space that nobody described: NaN and Inf wherever there are numbers."""
+    """For a space without a description: looks for NaN and Inf wherever there are numbers."""
     if isinstance(value, float):
         if not -LARGEST <= value <= LARGEST:
             return "", "is %r" % (value,)

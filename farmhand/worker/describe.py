@@ -1,4 +1,4 @@
-"""A space in plain words: what a farm tells its hosts about observations and actions.
+"""A space in plain words: how a farm describes observations and actions to its hosts.
 
     describe(env.observation_space)
     {"kind": "box", "dtype": "<f4", "shape": (3,), "low": array(...), "high": array(...)}
@@ -15,7 +15,7 @@ import numpy
 
 
 def kind_of(space):
-    """What sort of space this is: "box", "discrete", ...; "other" for what we have no words for.
+    """The kind of a space: "box", "discrete", ...; "other" for one that is not known here.
 
     The first known name among the class and its bases decides, so a subclass of Box is a Box.
     """

@@ -47,7 +47,7 @@ def as_text(value):
 
 
 def placeholder(value):
-    """What is sent in the place of a value in an info that cannot be: a text that says so."""
+    """The text that is sent in place of a value in an info that cannot be sent."""
     try:
         text = repr(value)
     except Exception:
@@ -68,7 +68,7 @@ def fault(where):
 
 
 def plain_parts(mapping):
-    """Those parts of a dict that can be sent; an environment's metadata may hold anything."""
+    """The parts of a dict that can be sent; an environment's metadata may hold anything."""
     kept = {}
     for key, value in dict(mapping or {}).items():
         try:
@@ -83,7 +83,7 @@ _LARGEST = check.LARGEST
 
 
 def since(began):
-    """Seconds since then; the time of day may have been set back meanwhile."""
+    """Seconds since then, at least 0: the time of day may have been set back meanwhile."""
     return max(0.0, clock() - began)
 
 
@@ -150,7 +150,7 @@ class Host(object):
         return protocol.OBSERVATION, self._encoded((observation,), info, numpy.float64(seconds)), 0
 
     def step(self, body):
-        """Does one action `repeat` times: rewards add up, and the episode's end ends it."""
+        """Does one action `repeat` times, or until the episode ends; rewards add up."""
         if not self._running:
             raise NoEpisode("step without an episode: it has ended, or was never begun; reset first")
         known = self._action_form
@@ -198,7 +198,7 @@ class Host(object):
         return protocol.TRANSITION, known[0].encode(observation.tobytes(), numbers), flags
 
     def close(self):
-        """Closes the environment; one that fails at it is closed all the same."""
+        """Closes the environment; it counts as closed also when its `close` fails."""
         env, self._env, self._running = self._env, None, False
         if env is not None:
             try:

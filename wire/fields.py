@@ -1,7 +1,7 @@
-"""Single numbers out of bodies that the farm otherwise passes on unread.
+"""Reads single fields of bodies that a farm otherwise passes on without decoding them.
 
-A body is `wire.codec`'s: a JSON header, then raw buffers. What is looked for stands at the end of either, so nothing
-else is decoded, not an observation of a million pixels either.
+A body is `wire.codec`'s: a JSON header, then raw buffers. Each field is at the end of one of them, so nothing else is
+decoded, and an observation of a million pixels costs no more than a small one.
 
     repeat_of(body of a STEP)            how often the action is to be applied
     seconds_of(body of a TRANSITION)     what the environment took for it, by its worker's clock
@@ -29,7 +29,7 @@ def _header_end(body: bytes) -> int:
 
 
 def repeat_of(body: bytes) -> int:
-    """The `repeat` of a STEP, at least 1. What is no STEP's body has 1: its worker says what is wrong with it."""
+    """The `repeat` of a STEP, at least 1; also 1 for a body that is no STEP's: its worker reports that fault."""
     end = _header_end(body)
     if body.endswith(_ONCE, _HEADER_AT, end):
         return 1
