@@ -17,7 +17,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check osim sb3 interpreters format bench clean $(VENV)
+.PHONY: help demo test test-benchmarks check osim sb3 interpreters format bench clean $(VENV)
 
 help: ## show these lines
 	@awk -F ':.*## ' '/^[a-z0-9.]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,15 +33,18 @@ check: $(VENV)/.made ## format, lint, types and the fast tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python $(PYTEST) -q -m "not slow and not osim" --timeout 60
+	$(VENV)/bin/python $(PYTEST) -q -m "not slow and not osim" --timeout 60 tests
+
+test-benchmarks: $(VENV)/.made ## the tests of the benchmarks alone
+	$(VENV)/bin/python $(PYTEST) benchmarks/tests
 
 format: $(VENV)/.made ## let ruff rewrite what it can
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
 bench: $(VENV)/.made $(OSIM)/.made ## what a step costs, beside other libraries and at scale, into docs/benchmarks.md, about 50 minutes
-	-$(VENV)/bin/python benchmarks/peers.py vector remote-gym osim
-	$(VENV)/bin/python benchmarks/page.py
+	-$(VENV)/bin/python -m benchmarks.peers.make vector remote-gym osim
+	$(VENV)/bin/python -m benchmarks.page
 
 osim: $(OSIM)/.made ## make the OpenSim environment, .venv-osim
 

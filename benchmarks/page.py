@@ -1,7 +1,7 @@
 """Runs the benchmarks of this machine's speed and writes their tables into docs/benchmarks.md.
 
-python benchmarks/page.py                      # all of them, about 50 minutes; wants a machine that does nothing else
-python benchmarks/page.py --only many memory   # some
+python -m benchmarks.page                      # all of them, about 50 minutes; wants a machine that does nothing else
+python -m benchmarks.page --only many memory   # some
 
 The page has a pair of comments for each, `<!-- many -->` and `<!-- end of many -->`; what stands between them is
 replaced, with the command and the day. One that fails leaves its table as it was, and says so.
@@ -23,21 +23,21 @@ INCOMPLETE = 1  #: exit code of a benchmark whose table says what is missing in 
 
 #: name on the page -> the command's arguments, in the order in which they are run
 COMMANDS = {
-    "step_latency": "step_latency.py",
-    "step_parts-8": "step_parts.py --slots 8",
-    "step_parts-32": "step_parts.py --slots 32",
-    "noop": "throughput.py --cases noop",
-    "sleep-16": "throughput.py --cases sleep-16",
-    "straggler": "throughput.py --cases straggler",
-    "two-farms": "throughput.py --cases two-farms",
-    "lognormal": "throughput.py --cases lognormal",
-    "scaling": "throughput.py --cases scaling --curve docs/curves/scaling.png",
-    "large": "large.py",
-    "placement": "placement.py --rounds 3 --seconds 3",
-    "wallclock": "wallclock.py",
-    "memory": "memory.py",
-    "many": "throughput.py --cases many",
-    "osim_steps": "osim_steps.py --seconds 15",
+    "step_latency": "steps.latency",
+    "step_parts-8": "steps.parts --slots 8",
+    "step_parts-32": "steps.parts --slots 32",
+    "noop": "steps.throughput --cases noop",
+    "sleep-16": "steps.throughput --cases sleep-16",
+    "straggler": "steps.throughput --cases straggler",
+    "two-farms": "steps.throughput --cases two-farms",
+    "lognormal": "steps.throughput --cases lognormal",
+    "scaling": "steps.throughput --cases scaling --curve docs/curves/scaling.png",
+    "large": "steps.large",
+    "placement": "steps.placement --rounds 3 --seconds 3",
+    "wallclock": "steps.wallclock",
+    "memory": "memory.slots",
+    "many": "steps.throughput --cases many",
+    "osim_steps": "steps.osim --seconds 15",
 }
 
 
@@ -64,7 +64,7 @@ def printed_by(arguments: str) -> str:
     Raises:
         subprocess.CalledProcessError: it failed.
     """
-    command = [sys.executable, "benchmarks/" + arguments.split()[0], *shlex.split(arguments)[1:]]
+    command = [sys.executable, "-m", "benchmarks." + arguments.split()[0], *shlex.split(arguments)[1:]]
     lines = []
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -86,14 +86,14 @@ def main(argv: list[str] | None = None) -> int:
     failed = []
     for name in args.only:
         replaced(PAGE.read_text(), name, "")  # before it takes minutes
-        print("\n== %s: python benchmarks/%s" % (name, COMMANDS[name]), flush=True)
+        print("\n== %s: python -m benchmarks.%s" % (name, COMMANDS[name]), flush=True)
         try:
             found = printed_by(COMMANDS[name])
         except subprocess.CalledProcessError as error:
             failed.append(name)
             print("%s failed, its table stays as it was: %s" % (name, error), file=sys.stderr, flush=True)
             continue
-        head = "`python benchmarks/%s`, %s:" % (COMMANDS[name], datetime.date.today().isoformat())
+        head = "`python -m benchmarks.%s`, %s:" % (COMMANDS[name], datetime.date.today().isoformat())
         PAGE.write_text(replaced(PAGE.read_text(), name, head + "\n\n" + found))
     return int(bool(failed))
 

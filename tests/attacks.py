@@ -1,4 +1,4 @@
-"""What a stranger at a farm's port can do, for the tests and for benchmarks/security.py.
+"""What a stranger at a farm's port can do, for the tests and for benchmarks/security/strangers.py.
 
 with Recorder(farm.address) as wire: ...   # what a host says, as somebody on the way hears it
 replay(farm.address, wire.heard[0])        # and says again

@@ -1,0 +1,1 @@
+"""Breaks everything on purpose and counts what is lost."""

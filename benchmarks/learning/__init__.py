@@ -1,0 +1,1 @@
+"""Updates, acting, and what agents learn."""

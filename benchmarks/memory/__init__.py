@@ -1,0 +1,1 @@
+"""What a farm, a pool and a replay hold."""

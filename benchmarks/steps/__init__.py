@@ -1,0 +1,1 @@
+"""What a step costs, and how many there are a second."""
