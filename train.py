@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from desk.folder import Folder
-from desk.options import Options
-from desk.screen import shell
+from session.folder import Folder
+from session.options import Options
+from session.screen import shell
 from wire.errors import FarmError
 
 if TYPE_CHECKING:
-    from desk.session import Session
+    from session.session import Session
 
 
 def open_session(argv: list[str] | None = None) -> Session | None:
@@ -68,11 +68,11 @@ def _opened(argv: list[str] | None) -> Session | None:
 
 
 def _session(options: Options, folder: Folder) -> Session:
-    from desk.farms import Farms
+    from session.farms import Farms
 
     farms = Farms(options, folder.path)
     try:
-        from desk.session import Session  # and TensorFlow, which takes seconds: what farms refuse is told before
+        from session.session import Session  # and TensorFlow, which takes seconds: what farms refuse is told before
 
         return Session(options, folder, farms)
     except BaseException:
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _unattended(session: Session) -> int:
-    from desk.ending import Unattended
+    from session.ending import Unattended
 
     n = session.options.episodes or 100
     with Unattended() as ended:
@@ -144,7 +144,7 @@ def _prompt() -> None:
     if session is None:  # and the prompt comes whatever is raised here
         print("train.py: nothing was started; leave with exit, and correct the line", file=sys.stderr)
         return
-    from desk.ending import Prompt
+    from session.ending import Prompt
 
     prompt = Prompt(session)
     prompt.watch()

@@ -9,7 +9,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: its notes on CPU features and CUDA
 
-from agents import bridge
+from agents.keras_rl import bridge
 
 bridge.install()
 

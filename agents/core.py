@@ -15,13 +15,15 @@ from rl.callbacks import TestLogger, TrainEpisodeLogger, TrainIntervalLogger
 from tensorflow.keras.callbacks import History
 
 from agents.arguments import check_count
-from agents.callbacks import EpisodePrinter
+from agents.keras_rl.callbacks import EpisodePrinter
+from agents.keras_rl.single_run import SingleRun
 from agents.local import LocalPool, refuse_vector_env
 from agents.meters import Meters
-from agents.runs import Episode, Limits, PoolRun, Run, SingleRun
+from agents.pool_api import Pool
+from agents.runs import Episode, Limits, PoolRun, Run
 
 
-def as_pool(env: Any) -> Any:
+def as_pool(env: Any) -> Pool:
     """A pool as it is, one environment as a pool of one.
 
     Raises:
@@ -76,7 +78,11 @@ class Agent(rl.core.Agent):
         """Pays what is owed for `steps` new steps; returns metrics as `metrics_names`."""
         return []
 
-    def prepare(self, pool: Any) -> None:
+    def with_processor(self, values: Sequence[float]) -> list[Any]:
+        """An update's metrics and the processor's."""
+        return list(values) + (list(self.processor.metrics) if self.processor is not None else [])
+
+    def prepare(self, pool: Pool) -> None:
         """Checks that the agent fits the environments. Raises ValueError before anything is sent."""
 
     def began(self, slot: int) -> None:

@@ -15,9 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from agents.noise import NoiseBank
-from agents.offpolicy import (
-    OffPolicyAgent,
+from agents.models import (
     alone,
     check_actor,
     check_critic,
@@ -29,6 +27,8 @@ from agents.offpolicy import (
     own,
     soft_update,
 )
+from agents.noise import NoiseBank
+from agents.offpolicy import OffPolicyAgent
 
 
 class DDPGAgent(OffPolicyAgent):
@@ -37,6 +37,8 @@ class DDPGAgent(OffPolicyAgent):
     The actor's output is the action itself, as in keras-rl, and is clipped to the bounds of the space after noise; with
     `scale_actions` it is an action in [-1, 1], which the agent scales to those bounds.
     """
+
+    needs_bounds = False
 
     def __init__(
         self,
@@ -89,8 +91,6 @@ class DDPGAgent(OffPolicyAgent):
         """
         check_actor(actor, nb_actions, "one value an action")
         self.critic_action_input_idx = check_critic(nb_actions, actor, critic, critic_action_input)
-        self._low: Any = None
-        self._high: Any = None
         settings = nb_actions, memory, gamma, batch_size, train_interval, memory_interval, target_model_update
         super().__init__(*settings, scale_actions=scale_actions, **kwargs)
         if delta_range is not None:
@@ -114,7 +114,7 @@ class DDPGAgent(OffPolicyAgent):
         if len(pair) != 2:
             raise ValueError("optimizer must be one or a pair (actor's, critic's), not %d" % len(pair))
         self.actor_optimizer, self.critic_optimizer = (own(one) for one in pair)
-        self._metrics = named_metrics(metrics)
+        self.metric_functions = named_metrics(metrics)
         with keras.saving.custom_object_scope(self.custom_model_objects):
             self.target_actor, self.target_critic = copy_of(self.actor), copy_of(self.critic)
             self.update_target_models_hard()
@@ -141,23 +141,10 @@ class DDPGAgent(OffPolicyAgent):
 
     # Acting.
 
-    def _acts_in(self, space: Any) -> bool:
-        # Like keras-rl: what the space is matters only where actions are scaled to it or clipped by it.
-        return hasattr(space, "low") or self._maps_actions or (space is None and not self.scale_actions)
-
-    def _prepare_actions(self, space: Any) -> None:
-        super()._prepare_actions(space)
-        # What a processor makes of an action is clipped where it is sent; the agent's own range is then unknown.
-        self._low, self._high = (None, None)
-        if not self._maps_actions and space is not None:
-            self._low, self._high = np.ravel(space.low), np.ravel(space.high)
-
     def _choose(self, output: np.ndarray, slots: Sequence[int]) -> np.ndarray:
         if self.training and self._noise is not None:
             output = output + np.stack([self._noise.sample(slot) for slot in slots]).reshape(output.shape)
-        if self._scales:
-            return np.clip(output, -1.0, 1.0)
-        return output if self._low is None else np.clip(output, self._low, self._high)
+        return self.actions.clipped(output)
 
     def began(self, slot: int) -> None:
         if self._noise is not None:
@@ -208,7 +195,7 @@ class DDPGAgent(OffPolicyAgent):
                 loss += tf.add_n(self.critic.losses)
         variables = self.critic.trainable_variables
         self.critic_optimizer.apply(tape.gradient(loss, variables), variables)
-        extra = [tf.reduce_mean(metric(target[:, None], q[:, None])) for _, metric in self._metrics]
+        extra = [tf.reduce_mean(metric(target[:, None], q[:, None])) for _, metric in self.metric_functions]
         return tf.stack([loss, *extra, tf.reduce_mean(q)])
 
     def update_actor(self, states: Any) -> None:

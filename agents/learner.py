@@ -1,7 +1,8 @@
 """When updates are made: at once after the steps that earned them, or in a second thread while environments step.
 
 Either way the number of updates follows the number of steps by the asked ratio; neither side may run ahead by more than
-a band. The debt is counted in whole steps and updates, so it neither drifts nor gets lost between two calls of `fit`.
+a band. What is owed is counted in whole steps and updates, so it neither drifts nor gets lost between two
+calls of `fit`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def in_calls(count: int) -> list[int]:
     return [FUSED_LONG] * long + [FUSED] * short + [rest] * (rest > 0)
 
 
-class Debt:
+class UpdateBudget:
     """Updates that steps have earned and nobody has made yet."""
 
     def __init__(self, updates_per_step: float):
@@ -45,12 +46,12 @@ class Debt:
 
 
 class Learner:
-    """A thread that pays an agent's debt while its owner collects."""
+    """A thread that makes the updates that an agent owes while its owner collects."""
 
     def __init__(self, agent: Any, nb_slots: int):
-        """Starts with `start`. The agent has `debt`, `pay(count)` and `publish()`."""
+        """Starts with `start`. The agent has `budget`, `pay(count)` and `publish()`."""
         self.agent = agent
-        self.band = max(2 * FUSED, int(2 * agent.debt.ratio * nb_slots) + FUSED)
+        self.band = max(2 * FUSED, int(2 * agent.budget.ratio * nb_slots) + FUSED)
         self.error: BaseException | None = None
         self._news: list[float] | None = None
         self._change = threading.Condition()
@@ -69,7 +70,7 @@ class Learner:
             Whatever an update raised; the learner has ended then.
         """
         with self._change:
-            self.agent.debt.steps += steps
+            self.agent.budget.steps += steps
             self._change.notify_all()
             news, self._news = self._news, None
         self._reraise()
@@ -95,7 +96,7 @@ class Learner:
     def _wait(self, owed: int, limit: float) -> bool:
         deadline = time.monotonic() + limit
         with self._change:
-            while self.agent.debt.owed > owed and self.error is None:
+            while self.agent.budget.owed > owed and self.error is None:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return False
@@ -118,11 +119,11 @@ class Learner:
 
     def _work(self) -> bool:
         with self._change:
-            while self.agent.debt.owed < FUSED and not self._ending:
+            while self.agent.budget.owed < FUSED and not self._ending:
                 self._change.wait()
             if self._ending:
                 return False
-            count = whole_calls(self.agent.debt.owed)
+            count = whole_calls(self.agent.budget.owed)
         values = self.agent.pay(count)
         self.agent.publish()
         with self._change:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.callbacks import Callback
+from agents.keras_rl.callbacks import Callback
 
 WINDOW = 10  #: episodes of a running mean
 FILE = "metrics.jsonl"

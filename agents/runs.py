@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tensorflow.keras.callbacks import History
 
 from agents import nest
-from agents.callbacks import CallbackList, Visualizer
 from agents.interrupt import deferred_interrupt
+from agents.keras_rl.callbacks import CallbackList, Visualizer
 from agents.learner import Learner
 from agents.losses import LossLog
+from agents.pool_api import Batch, Pool
+
+if TYPE_CHECKING:
+    from agents.core import Agent
 
 WAIT = 30.0  #: s without any result, after which the loop says what it waits for
 GLANCE = 0.5  #: s between two looks at whether Ctrl-C was pressed
@@ -71,7 +74,7 @@ class Run:
 
     goes_on = False  #: whether an environment that is done may be stepped on, where a processor says so
 
-    def __init__(self, agent: Any, env: Any, pool: Any, training: bool, limits: Limits):
+    def __init__(self, agent: Agent, env: Any, pool: Pool, training: bool, limits: Limits):
         self.agent, self.env, self.pool = agent, env, pool
         self.training, self.limits = training, limits
         self.nb_episodes = limits.nb_episodes
@@ -135,7 +138,7 @@ class Run:
         self.running[slot] = episode
         return episode
 
-    def _receive(self, min_ready: int = 1) -> Any:
+    def _receive(self, min_ready: int = 1) -> Batch | None:
         """Whoever is ready; None when Ctrl-C came first. Long waits say what they wait for."""
         began = time.perf_counter()
         said = began
@@ -154,7 +157,7 @@ class Run:
     def _nothing_came(self) -> None:
         """Called again and again while `_receive` waits."""
 
-    def _process(self, batch: Any, i: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def _process(self, batch: Batch, i: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """A row's observation, reward, terminated, truncated and info as the processor leaves them.
 
         Raises:
@@ -188,7 +191,7 @@ class Run:
         limit = self.limits.max_episode_steps
         return limit is not None and 0 < limit <= episode.steps
 
-    def _measured(self, batch: Any, made: list[tuple[int, int]]) -> None:
+    def _measured(self, batch: Batch, made: list[tuple[int, int]]) -> None:
         """Counts (row, updates of the weights that chose its action)."""
         if made:
             rows = [i for i, _ in made]
@@ -231,7 +234,7 @@ class Run:
 
     def _numbers(self, infos: dict[str, Any]) -> dict[str, Any]:
         """The infos that keras-rl's loggers can average; NaN for one that came before and is missing now."""
-        real = {name: value for name, value in infos.items() if _is_real(value)}
+        real = {name: value for name, value in infos.items() if is_real(value)}
         self.info_names.update(dict.fromkeys(real))
         return {name: real.get(name, np.nan) for name in self.info_names}
 
@@ -249,100 +252,17 @@ def _in_words(status: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _is_real(value: Any) -> bool:
+def is_real(value: Any) -> bool:
+    """Whether a value of an info is one number."""
     if isinstance(value, np.ndarray):
         return value.ndim == 0 and value.dtype.kind in "biuf"
     return isinstance(value, (bool, int, float, np.bool_, np.integer, np.floating))
 
 
-class SingleRun(Run):
-    """One environment of this process, event by event as keras-rl's own loop (tests/test_keras_rl.py compares them)."""
-
-    goes_on = True
-
-    def _turn(self) -> None:
-        """One step; an episode's start and end with it."""
-        episode = self.running.get(0) or self._start()
-        obs, reward, terminated, truncated, info = self._step(episode)
-        self._counted(episode, reward)
-        if self._too_long(episode) and not terminated:
-            truncated = True
-        metrics: list[Any] = [np.nan for _ in self.agent.metrics_names]
-        if self.training:
-            self.agent.remember(episode, reward, obs, terminated, truncated)
-            metrics = self.agent.learn(1, 1)
-        episode.obs = obs
-        logs = {"action": episode.action, "observation": obs, "reward": reward, "metrics": metrics}
-        logs.update(episode=episode.number, info=info, slot=0, farm=episode.farm)
-        self.callbacks.on_step_end(episode.steps - 1, logs=logs)
-        if terminated or truncated:
-            self.running.clear()
-            self.pool.abandon()
-            self._over(episode)
-
-    def _start(self) -> Episode:
-        number = self.begun
-        self.callbacks.on_episode_begin(number, logs={"slot": 0, "farm": self.pool.name_of(0)})
-        self.agent.reset_states()
-        episode = self._begin(0)
-        self._reset(episode)
-        wanted = int(np.random.randint(self.limits.max_start_steps)) if self.limits.max_start_steps else 0
-        for _ in range(wanted):
-            action = self._start_action(episode)
-            episode.obs, _, done, _ = self._frame(action)
-            if done:
-                warnings.warn(
-                    "the environment ended before %d start steps were made; lower nb_max_start_steps" % wanted,
-                    stacklevel=2,
-                )
-                self._reset(episode)
-                break
-        return episode
-
-    def _reset(self, episode: Episode) -> None:
-        self.pool.abandon()
-        self.pool.reset([0], self.agent.seeds(episode.number, 1))
-        batch = self.pool.recv()
-        episode.obs = self._process(batch, 0)[0]
-        self.agent.began(0)
-        if self.training:
-            self.agent.observe([episode.obs])
-
-    def _frame(self, action: Any) -> tuple[Any, float, bool, dict[str, Any]]:
-        """One action for one frame, between its two events."""
-        self.callbacks.on_action_begin(action)
-        self.pool.send([self._shaped(action)], [0])
-        batch = self.pool.recv()
-        self._last = batch
-        obs, reward, self._terminated, self._truncated, info = self._process(batch, 0)
-        self.callbacks.on_action_end(action)
-        return obs, reward, self._terminated or self._truncated, info
-
-    def _step(self, episode: Episode) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """One action of the agent, for as many frames as asked."""
-        self.callbacks.on_step_begin(episode.steps)
-        chosen = self.agent.act([episode.state(self.agent.window_length)], [0])[0]
-        action = self._action_for(episode, chosen)
-        total = 0.0
-        infos: dict[str, Any] = {}
-        for _ in range(self.limits.repetition):
-            obs, reward, done, info = self._frame(action)
-            total += reward
-            for name, value in info.items():
-                if _is_real(value):
-                    infos[name] = np.add(infos[name], value) if name in infos else value
-            if done:
-                break
-        self._measured(self._last, [(0, episode.policy)])
-        if self.training:
-            self.agent.observe([obs])
-        return obs, total, self._terminated, self._truncated, self._numbers(infos)
-
-
 class PoolRun(Run):
     """Many environments: whoever is ready gets an action, and learning goes on while the others step."""
 
-    def __init__(self, agent: Any, env: Any, pool: Any, training: bool, limits: Limits):
+    def __init__(self, agent: Agent, env: Any, pool: Pool, training: bool, limits: Limits):
         super().__init__(agent, env, pool, training, limits)
         self.under_way = 0  # steps that were sent and count towards nb_steps
         self.parked: list[Episode] = []  # want an action, and the steps under way already fill the budget

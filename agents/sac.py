@@ -15,8 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from agents.offpolicy import (
-    OffPolicyAgent,
+from agents.models import (
     alone,
     check_actor,
     check_critic,
@@ -27,6 +26,7 @@ from agents.offpolicy import (
     own,
     soft_update,
 )
+from agents.offpolicy import OffPolicyAgent
 
 LOG_STD = (-20.0, 2.0)  #: bounds of the policy's log deviation
 
@@ -97,13 +97,13 @@ class SACAgent(OffPolicyAgent):
         self.custom_model_objects = custom_model_objects or {}
         if len(pair) == 1:
             with keras.saving.custom_object_scope(self.custom_model_objects):
-                pair.append(_twin_of(pair[0], self._rng))
+                pair.append(_twin_of(pair[0], self.rng))
         self.actor, self.critics, self.critic_action_input = actor, pair, critic_action_input
         self.networks = {"actor": actor, "critic": pair[0], "critic2": pair[1]}
         self.nb_steps_warmup = nb_steps_warmup
         self.target_entropy = -float(nb_actions) if target_entropy is None else float(target_entropy)
         self.learn_temperature = learn_temperature
-        self._noise_seed = int(self._rng.integers(2**31))  # of the updates' noise, with their number
+        self._noise_seed = int(self.rng.integers(2**31))  # of the updates' noise, with their number
         self.log_temperature = tf.Variable(math.log(temperature), dtype=tf.float32, name="log_temperature")
 
     def compile(self, optimizer: Any, metrics: Sequence[Any] = ()) -> None:
@@ -117,7 +117,7 @@ class SACAgent(OffPolicyAgent):
         if len(three) != 3:
             raise ValueError("optimizer must be one or three (actor's, critics', temperature's), not %d" % len(three))
         self.actor_optimizer, self.critic_optimizer, self.temperature_optimizer = (own(one) for one in three)
-        self._metrics = named_metrics(metrics)
+        self.metric_functions = named_metrics(metrics)
         with keras.saving.custom_object_scope(self.custom_model_objects):
             self.target_critics = [copy_of(critic) for critic in self.critics]
             self.update_target_models_hard()
@@ -175,8 +175,8 @@ class SACAgent(OffPolicyAgent):
         if not self.training:
             return np.tanh(mean)
         if self.step < self.nb_steps_warmup:
-            return self._rng.uniform(-1.0, 1.0, mean.shape)
-        noise = self._rng.standard_normal(mean.shape)
+            return self.rng.uniform(-1.0, 1.0, mean.shape)
+        noise = self.rng.standard_normal(mean.shape)
         return np.tanh(mean + np.exp(np.clip(log_std, *LOG_STD)) * noise)
 
     # Learning: pure functions of a batch. B is the batch size, A the number of actions, W the window.
@@ -215,7 +215,7 @@ class SACAgent(OffPolicyAgent):
             losses = [0.5 * tf.reduce_mean(tf.square(target - q)) for q in qs]
             total = tf.add_n([*losses, *(extra for critic in self.critics for extra in critic.losses)])
         self.critic_optimizer.apply(tape.gradient(total, variables), variables)
-        extra = [tf.reduce_mean(metric(target[:, None], qs[0][:, None])) for _, metric in self._metrics]
+        extra = [tf.reduce_mean(metric(target[:, None], qs[0][:, None])) for _, metric in self.metric_functions]
         return tf.stack([tf.add_n(losses) / 2, *extra, tf.reduce_mean(qs[0])])
 
     def update_actor(self, states: Any, noise: Any) -> tuple[Any, Any]:
@@ -259,8 +259,8 @@ class SACAgent(OffPolicyAgent):
         super().load_state(arrays, values)
         self._noise_seed = values["noise_seed"]
 
-    def _variables(self) -> Any:
-        yield from super()._variables()
+    def variables(self) -> Any:
+        yield from super().variables()
         yield "log_temperature", self.log_temperature
 
 

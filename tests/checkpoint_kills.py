@@ -21,11 +21,10 @@ from pathlib import Path
 
 from checkpoint_agent import Teller, check_one_moment
 
-from agents import checkpoint
-from agents.checkpoint import Checkpointer
+from agents.checkpoint import Checkpointer, segments
 
 KEEP = 2
-checkpoint.SEGMENT_BYTES, checkpoint.SMALL_SEGMENTS = 4000, 6  # full sets of several segments, and merges
+segments.SEGMENT_BYTES, segments.SMALL_SEGMENTS = 4000, 6  # full sets of several segments, and merges
 
 
 def saving(folder, seed, said):

@@ -19,7 +19,7 @@ import rl.callbacks
 import rl.core
 
 from agents import Agent
-from agents.callbacks import CallbackList
+from agents.keras_rl.callbacks import CallbackList
 
 
 def plain(value):

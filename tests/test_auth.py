@@ -318,8 +318,8 @@ def test_farm_py_without_an_environment_says_so():
 def test_train_py_gives_its_key_to_the_farm_that_it_starts(key_file, tmp_path):
     code = (
         "import pathlib\n"
-        "from desk.local_farm import LocalFarm\n"
-        "from desk.options import Options\n"
+        "from session.local_farm import LocalFarm\n"
+        "from session.options import Options\n"
         "from farmer import Farmer\n"
         f"options = Options({COUNTING!r}, slots=1, key_file=pathlib.Path({str(key_file)!r}))\n"
         f"farm = LocalFarm(options, pathlib.Path({str(tmp_path)!r}))\n"

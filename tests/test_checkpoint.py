@@ -22,8 +22,9 @@ from checkpoint_agent import Teller, check_one_moment, replay_of
 from rl.memory import SequentialMemory
 from rl.random import OrnsteinUhlenbeckProcess
 
-from agents import LocalPool, checkpoint, make_sac
-from agents.checkpoint import Autosave, Checkpointer, load_checkpoint, save_checkpoint
+from agents import LocalPool, make_sac
+from agents.checkpoint import Autosave, Checkpointer, checkpointer, files, manifests
+from agents.checkpoint import segments as file_segments
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -82,9 +83,9 @@ def test_what_is_loaded_is_bit_for_bit_what_was_saved(tmp_path):
     agent = played()
     agent.memory.cut_all()  # loading ends running episodes; with none running nothing at all may differ
     extra = {"episodes": [[1.1, 2], [float("inf"), 3]], "name": "Zähler", "count": np.int64(7), "row": np.arange(2)}
-    path = save_checkpoint(agent, tmp_path / "a" / "b", extra)
+    path = Checkpointer(tmp_path / "a" / "b").save(agent, extra)
     other = Teller(seed=5)
-    assert load_checkpoint(other, tmp_path / "a" / "b") == dict(extra, count=7, row=[0, 1])
+    assert Checkpointer(tmp_path / "a" / "b").load(other) == dict(extra, count=7, row=[0, 1])
     assert_same_replay(agent, other)
     check_one_moment(other, {"step": agent.step})
     assert other.rng.bit_generator.state == agent.rng.bit_generator.state
@@ -143,8 +144,8 @@ def test_a_second_save_writes_only_new_and_changed_entries(tmp_path):
 
 @pytest.mark.parametrize("per_save", [1, 7, 59, 60, 61, 200])
 def test_saves_of_a_ring_that_wraps_between_them_come_back_whole(tmp_path, per_save, monkeypatch, no_syncing):
-    monkeypatch.setattr(checkpoint, "SMALL_SEGMENTS", 5)
-    monkeypatch.setattr(checkpoint, "SEGMENT_BYTES", 10_000)
+    monkeypatch.setattr(file_segments, "SMALL_SEGMENTS", 5)
+    monkeypatch.setattr(file_segments, "SEGMENT_BYTES", 10_000)
     agent, saves = Teller(limit=60), Checkpointer(tmp_path, keep=2)
     for _ in range(max(20, 150 // per_save)):
         agent.play(per_save)
@@ -159,7 +160,7 @@ def test_saves_of_a_ring_that_wraps_between_them_come_back_whole(tmp_path, per_s
 
 
 def test_many_small_segments_become_one(tmp_path, monkeypatch, no_syncing):
-    monkeypatch.setattr(checkpoint, "SMALL_SEGMENTS", 5)
+    monkeypatch.setattr(file_segments, "SMALL_SEGMENTS", 5)
     agent, saves = Teller(limit=10_000), Checkpointer(tmp_path, keep=1)
     most = []
     for _ in range(30):
@@ -172,7 +173,7 @@ def test_many_small_segments_become_one(tmp_path, monkeypatch, no_syncing):
 
 def test_much_replay_is_written_in_several_segments(tmp_path, monkeypatch):
     agent = played(500, limit=2000)
-    monkeypatch.setattr(checkpoint, "SEGMENT_BYTES", 5000)
+    monkeypatch.setattr(file_segments, "SEGMENT_BYTES", 5000)
     save(agent, tmp_path)
     sizes = [path.stat().st_size for path in segments(tmp_path).values()]
     assert len(sizes) > 3
@@ -186,7 +187,7 @@ def test_a_process_that_goes_on_from_a_folder_appends_to_it(tmp_path):
     agent, saves = Teller(limit=5000), Checkpointer(tmp_path)
     saves.load(agent)
     agent.play(10)
-    save_checkpoint(agent, tmp_path, {"step": agent.step})  # known of the memory, whichever Checkpointer loaded it
+    Checkpointer(tmp_path).save(agent, {"step": agent.step})  # known of the memory, whichever Checkpointer loaded it
     (new,) = segments(tmp_path).keys() - before.keys()
     assert len(rows_of(tmp_path / "replay" / new)) < 40
     assert_same_entries_after_load(agent, tmp_path)
@@ -375,7 +376,7 @@ def test_what_a_killed_save_left_is_ignored_and_swept_by_the_next(tmp_path):
 def test_a_folder_without_a_save_says_so(tmp_path):
     for folder in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*; save\(\) writes one"):
-            load_checkpoint(Teller(), folder)
+            Checkpointer(folder).load(Teller())
     assert names(tmp_path) == []
 
 
@@ -396,7 +397,7 @@ def test_a_save_of_an_agent_of_another_form_is_refused_and_changes_nothing(tmp_p
     agent = make()
     weights, replay, step = agent.weights.copy(), replay_of(agent.memory), agent.step
     with pytest.raises(ValueError, match=words):
-        load_checkpoint(agent, tmp_path)
+        Checkpointer(tmp_path).load(agent)
     np.testing.assert_array_equal(agent.weights, weights)
     assert agent.step == step
     for name, column in replay_of(agent.memory).items():
@@ -409,15 +410,15 @@ def test_a_save_of_another_format_is_refused_with_both_formats(tmp_path):
     old.mkdir()
     (old / "manifest.json").write_text('{"format": 1, "agent": "Teller", "step": 3}')
     with pytest.raises(ValueError, match=r"save-000002 is of format 1, this program reads format 2"):
-        load_checkpoint(Teller(), tmp_path)
+        Checkpointer(tmp_path).load(Teller())
 
 
 def test_a_newer_programs_segments_are_not_removed(tmp_path, monkeypatch):
     agent = played()
-    monkeypatch.setattr(checkpoint, "FORMAT", 3)
+    monkeypatch.setattr(manifests, "FORMAT", 3)
     save(agent, tmp_path)
     theirs = set(segments(tmp_path))
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    monkeypatch.setattr(manifests, "FORMAT", 2)
     save(played(seed=3), tmp_path)
     assert theirs <= set(segments(tmp_path))
 
@@ -426,13 +427,13 @@ def test_keras_rls_own_memory_is_refused_before_anything_is_written(tmp_path):
     agent = Teller()
     agent.memory = SequentialMemory(50, window_length=1)
     with pytest.raises(TypeError, match=r"replay of agents.ReplayMemory"):
-        save_checkpoint(agent, tmp_path / "new")
+        Checkpointer(tmp_path / "new").save(agent)
     assert not (tmp_path / "new").exists()
 
 
 def test_what_is_no_plain_data_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(TypeError, match=r"plain data: .*PosixPath"):
-        save_checkpoint(played(), tmp_path / "new", {"path": tmp_path})
+        Checkpointer(tmp_path / "new").save(played(), {"path": tmp_path})
     assert not (tmp_path / "new").exists()
 
 
@@ -537,10 +538,10 @@ def test_two_that_save_to_one_folder_at_once_take_turns(tmp_path):
 
 
 def test_a_folder_that_stays_locked_is_told_in_words(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "LOCK_LIMIT", 0.05)
+    monkeypatch.setattr(files, "LOCK_LIMIT", 0.05)
     agent = played()
     save(agent, tmp_path)
-    with checkpoint._locked(tmp_path, exclusive=True):
+    with files.locked(tmp_path, exclusive=True):
         with pytest.raises(TimeoutError, match=r"another process has been saving to it for 0.05 s"):
             save(agent, tmp_path)
         with pytest.raises(TimeoutError, match=r"another process"):
@@ -580,11 +581,11 @@ def assert_same_agent(one, other):
 def test_a_loaded_agent_goes_on_as_the_saved_one_does(tmp_path, make):
     first, second = make(), make()
     first.fit(counters(), nb_steps=103, verbose=0)
-    save_checkpoint(first, tmp_path, {"episodes": [1.5]})
+    Checkpointer(tmp_path).save(first, {"episodes": [1.5]})
     first.fit(counters(), nb_steps=100, verbose=0)
     assert first.step == 203
     assert first.nb_updates > 100
-    assert load_checkpoint(second, tmp_path) == {"episodes": [1.5]}  # random states too, numpy's own among them
+    assert Checkpointer(tmp_path).load(second) == {"episodes": [1.5]}  # random states too, numpy's own among them
     assert second.step == 103
     second.fit(counters(), nb_steps=100, verbose=0)
     assert_same_agent(first, second)
@@ -600,11 +601,11 @@ def test_a_loaded_agent_goes_on_as_the_saved_one_does(tmp_path, make):
 def test_a_real_save_that_does_not_fit_changes_nothing(tmp_path, make, words):
     trained = ddpg()
     trained.fit(counters(), nb_steps=30, verbose=0)
-    save_checkpoint(trained, tmp_path)
+    Checkpointer(tmp_path).save(trained)
     agent = make()
     arrays, values = agent.state()
     with pytest.raises(ValueError, match=words):
-        load_checkpoint(agent, tmp_path)
+        Checkpointer(tmp_path).load(agent)
     now, numbers = agent.state()
     assert numbers == values
     for name, array in arrays.items():
@@ -626,7 +627,7 @@ def test_autosave_saves_in_the_middle_of_a_training(tmp_path):
 
 def test_autosave_saves_when_it_is_time(tmp_path, monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpointer.time, "monotonic", lambda: now[0])
     agent, saves = played(), Checkpointer(tmp_path, every_s=60)
     callback = Autosave(saves, lambda: {"step": agent.step})
     callback.set_model(agent)
@@ -649,7 +650,7 @@ def test_without_a_time_it_is_never_due(tmp_path):
 
 def test_an_autosave_that_cannot_be_written_is_logged_and_waits_again(tmp_path, monkeypatch, caplog):
     now = [0.0]
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpointer.time, "monotonic", lambda: now[0])
     agent, saves = played(), Checkpointer(tmp_path, every_s=60)
     callback = Autosave(saves)
     callback.set_model(agent)
@@ -673,8 +674,8 @@ def test_an_autosave_that_cannot_be_written_is_logged_and_waits_again(tmp_path, 
 
 def test_what_lies_there_between_any_two_operations_is_whole(tmp_path, monkeypatch):
     """Stops at each call that changes a folder: what a kill would leave loads, and all a new save names is synced."""
-    monkeypatch.setattr(checkpoint, "SEGMENT_BYTES", 2000)
-    monkeypatch.setattr(checkpoint, "SMALL_SEGMENTS", 4)
+    monkeypatch.setattr(file_segments, "SEGMENT_BYTES", 2000)
+    monkeypatch.setattr(file_segments, "SMALL_SEGMENTS", 4)
     folder, copy = tmp_path / "saves", tmp_path / "copy"
     synced, seen, looking = set(), [0], [False]
     agent, saves = played(100), Checkpointer(folder, keep=2)

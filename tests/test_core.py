@@ -19,8 +19,9 @@ from rl.memory import SequentialMemory
 from rl.random import OrnsteinUhlenbeckProcess
 
 from agents import LocalPool, ReplayMemory, runs
-from agents.callbacks import CallbackList
+from agents.keras_rl.callbacks import CallbackList
 from agents.losses import LossLog
+from agents.store import store_of
 
 NEVER = {"nb_steps_warmup_critic": 10**9, "nb_steps_warmup_actor": 10**9}  # no training
 SOON = {"nb_steps_warmup_critic": 10, "nb_steps_warmup_actor": 10, "batch_size": 4}
@@ -841,7 +842,7 @@ def test_a_memory_that_can_never_hold_a_batch_is_told_before_training(memory, mo
     agent = linear_agent(memory=memory, batch_size=8)
     with pytest.warns(UserWarning, match=rf"nothing will be learnt: .* 9 transitions .* more than {most}\n"):
         agent.fit(Counter(40), nb_steps=30, verbose=0)
-    assert len(agent._store) == most
+    assert len(store_of(memory, 1)) == most
 
 
 @pytest.mark.parametrize("memory", [SequentialMemory(11, window_length=1), ReplayMemory(10)])

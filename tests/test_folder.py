@@ -11,11 +11,11 @@ import sys
 import psutil
 import pytest
 
-from desk.folder import Folder
+from session.folder import Folder
 from wire.errors import BadFolder
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-HOLD = "import pathlib, sys, time; from desk.folder import Folder; f = Folder(pathlib.Path(sys.argv[1])); "
+HOLD = "import pathlib, sys, time; from session.folder import Folder; f = Folder(pathlib.Path(sys.argv[1])); "
 
 
 @contextlib.contextmanager
@@ -94,5 +94,7 @@ def test_where_the_system_has_no_locks_it_says_so_and_goes_on(tmp_path):
 
 @pytest.mark.slow
 def test_checkpoints_too_do_without_locks_where_there_are_none(tmp_path):
-    code = "import pathlib; from agents import checkpoint as c\nwith c._locked(pathlib.Path(sys.argv[1]), True): pass"
+    code = (
+        "import pathlib; from agents.checkpoint import files\nwith files.locked(pathlib.Path(sys.argv[1]), True): pass"
+    )
     without_fcntl(code, tmp_path)

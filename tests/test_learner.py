@@ -14,7 +14,7 @@ from learner_parts import AGENTS, Wander, annealed_noise, assert_same, ddpg, eve
 from rl.callbacks import Callback
 
 from agents import LocalPool, ReplayMemory
-from agents.learner import FUSED, FUSED_LONG, LONGEST, Debt, Learner, in_calls, whole_calls
+from agents.learner import FUSED, FUSED_LONG, LONGEST, Learner, UpdateBudget, in_calls, whole_calls
 from farmer import Farmer
 
 WARM_UP = 6
@@ -67,33 +67,33 @@ def compiled():
 @pytest.fixture
 def agent(compiled):
     """The same as if it had never learnt."""
-    compiled.memory = compiled._store = ReplayMemory(500, seed=1)
+    compiled.memory = ReplayMemory(500, seed=1)
     compiled.step = compiled.nb_updates = 0
-    compiled.debt = Debt(1.0)
+    compiled.budget = UpdateBudget(1.0)
     compiled.schedule = "overlap"
     return compiled
 
 
-# The debt.
+# What is owed.
 
 
 @pytest.mark.parametrize("ratio", [0, -1, float("inf"), float("nan")])
 def test_a_ratio_that_is_no_positive_number_is_refused(ratio):
     with pytest.raises(ValueError, match=r"updates_per_step must be a positive number, not"):
-        Debt(ratio)
+        UpdateBudget(ratio)
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.25, 1 / 3, 0.7, 1, 4, 20])
 def test_the_debt_of_any_number_of_steps_is_exact(ratio):
-    debt = Debt(ratio)
+    budget = UpdateBudget(ratio)
     rng = np.random.default_rng(1)
     for _ in range(3000):
-        debt.steps += int(rng.integers(1, 5))
-        assert abs(debt.steps * ratio - debt.paid - debt.owed) < 1
-        debt.paid += int(rng.integers(0, debt.owed + 1))
-    debt.steps = 30_000_000
-    debt.paid += debt.owed
-    assert debt.paid == round(30_000_000 * ratio)
+        budget.steps += int(rng.integers(1, 5))
+        assert abs(budget.steps * ratio - budget.paid - budget.owed) < 1
+        budget.paid += int(rng.integers(0, budget.owed + 1))
+    budget.steps = 30_000_000
+    budget.paid += budget.owed
+    assert budget.paid == round(30_000_000 * ratio)
 
 
 @pytest.mark.parametrize("owed", [0, 1, FUSED - 1, FUSED, FUSED + 1, FUSED_LONG, LONGEST - 1, LONGEST, 1000])
@@ -118,43 +118,43 @@ def test_the_calls_make_all_updates_with_at_most_one_odd_length(count):
 @pytest.mark.parametrize("ratio", [0.25, 1, 4, 20])
 @pytest.mark.slow
 def test_updates_stay_within_a_band_around_the_ratio_at_every_step_and_meet_it_at_the_end(agent, ratio, schedule):
-    agent.debt, agent.schedule = Debt(ratio), schedule
+    agent.budget, agent.schedule = UpdateBudget(ratio), schedule
     band = Learner(agent, 4).band if schedule == "overlap" else FUSED - 1
     assert band <= max(2 * FUSED, 8 * ratio + FUSED)
     earned, behind = [], []
 
     def look(seen, logs):
-        earned.append(agent.debt.steps)
-        behind.append(ratio * agent.debt.steps - agent.debt.paid)
+        earned.append(agent.budget.steps)
+        behind.append(ratio * agent.budget.steps - agent.budget.paid)
 
     steps = 200 if ratio < 4 else 60
     agent.fit(pool(), steps, callbacks=[AtStep(look)], verbose=0)
     assert min(behind) > -1e-6  # updates are never made in advance
     assert max(behind) < band + 1
-    assert abs(agent.nb_updates - ratio * agent.debt.steps) < FUSED
-    assert agent.nb_updates == agent.debt.paid
+    assert abs(agent.nb_updates - ratio * agent.budget.steps) < FUSED
+    assert agent.nb_updates == agent.budget.paid
     warm = max(WARM_UP + 1, agent.batch_size + agent.window_length)
-    assert steps - warm - 3 <= agent.debt.steps <= steps - warm + 4  # from the turn on in which it was warm
+    assert steps - warm - 3 <= agent.budget.steps <= steps - warm + 4  # from the turn on in which it was warm
     assert earned == sorted(earned)
 
 
 @pytest.mark.parametrize("schedule", ["overlap", "sync"])
 @pytest.mark.slow
 def test_several_fits_neither_drift_nor_lose_a_step(agent, schedule):
-    agent.debt, agent.schedule = Debt(0.7), schedule
+    agent.budget, agent.schedule = UpdateBudget(0.7), schedule
     agent.fit(pool(), 20, verbose=0)
-    begun = agent.debt.steps
+    begun = agent.budget.steps
     for number in (7, 13, 1, 29, 3, 3, 40):
         agent.fit(pool(), number, verbose=0)
-        assert 0 <= agent.debt.owed < FUSED
-        assert agent.nb_updates == agent.debt.paid
-    assert agent.debt.steps == begun + 96
+        assert 0 <= agent.budget.owed < FUSED
+        assert agent.nb_updates == agent.budget.paid
+    assert agent.budget.steps == begun + 96
     agent.fit(Wander(), 4, verbose=0)  # one environment leaves nothing owed
     assert agent.nb_updates == int(0.7 * (begun + 100) + 1e-9)
 
 
 def test_one_environment_is_learnt_from_after_every_step(agent):
-    agent.debt = Debt(2.0)
+    agent.budget = UpdateBudget(2.0)
     updates = []
     agent.fit(Wander(), 30, callbacks=[AtStep(lambda seen, logs: updates.append(agent.nb_updates))], verbose=0)
     assert updates == [2 * max(0, step - WARM_UP) for step in range(1, 31)]
@@ -230,7 +230,7 @@ def test_overlap_learns_in_a_thread_of_its_own_that_ends_with_fit(agent):
     assert thread is not threading.main_thread()
     assert not thread.is_alive()
     assert set(running) == {1}
-    assert not agent._overlapped
+    assert not agent.acting.overlapped
 
 
 def test_environments_step_on_while_an_update_is_under_way(agent):
@@ -243,7 +243,7 @@ def test_environments_step_on_while_an_update_is_under_way(agent):
         return update(count)
 
     def look(seen, logs):
-        if agent.debt.owed >= FUSED:
+        if agent.budget.owed >= FUSED:
             assert going.wait(20)  # a busy machine may leave the learner aside until the band is full
         made.append((going.is_set(), seen))
         if going.is_set() and sum(held for held, _ in made) == 4:
@@ -261,7 +261,7 @@ def test_the_collector_waits_for_a_learner_that_is_behind_by_more_than_the_band(
     """An update that does not end lets in as many steps as the band allows, and not one turn more."""
     going, go_on, update = threading.Event(), threading.Event(), agent.update
     agent.fit(pool(), 20, verbose=0)
-    begun, band, seen_steps = agent.debt.steps, Learner(agent, 4).band, []
+    begun, band, seen_steps = agent.budget.steps, Learner(agent, 4).band, []
 
     def held(count=1):
         going.set()
@@ -273,8 +273,8 @@ def test_the_collector_waits_for_a_learner_that_is_behind_by_more_than_the_band(
         last, still = -1, 0
         while still < 4:  # half seconds in a row
             time.sleep(0.5)
-            still = still + 1 if agent.debt.steps == last else 0
-            last = agent.debt.steps
+            still = still + 1 if agent.budget.steps == last else 0
+            last = agent.budget.steps
         seen_steps.append(last)
         go_on.set()
 
@@ -300,23 +300,23 @@ def test_acting_sees_only_whole_published_versions_of_the_weights(agent):
         agent.nb_updates += count
         return [0.0] * len(agent.own_metrics)
 
-    by_copy = agent._by_copy
+    by_copy = agent.acting.by_copy
 
     def looked(inputs, norm):
-        values = {float(value) for weight in agent._acting.get_weights() for value in weight.ravel()}
+        values = {float(value) for weight in agent.acting.copy.get_weights() for value in weight.ravel()}
         torn.append(values if values != {float(agent.policy_updates)} else None)
         versions.update(values)
         return by_copy(inputs, norm)
 
     before = agent.actor.get_weights()
     agent.actor.set_weights([np.zeros_like(weight) for weight in before])
-    agent.update, agent._by_copy = numbered, looked
+    agent.update, agent.acting.by_copy = numbered, looked
     agent.networks["actor"] = Slowly(agent.actor)
     try:
         agent.fit(pool(), 300, verbose=0)
     finally:
         del agent.update
-        agent._by_copy, agent.networks["actor"] = by_copy, agent.actor
+        agent.acting.by_copy, agent.networks["actor"] = by_copy, agent.actor
         agent.actor.set_weights(before)
     assert not any(torn)
     assert len(versions) > 5  # and new ones came through
@@ -348,12 +348,12 @@ def test_ctrl_c_in_overlap_returns_the_history_and_a_further_fit_works(agent, ho
     history = agent.fit(pool(), 10_000, callbacks=[AtStep(press)], verbose=0)
     assert 1 <= len(history.history["episode_reward"]) <= 8
     assert not learners()
-    assert not agent._overlapped
+    assert not agent.acting.overlapped
     assert agent.step < 60
     before = agent.step
     agent.fit(pool(), 30, verbose=0)
     assert agent.step == before + 30
-    assert 0 <= agent.debt.owed < FUSED
+    assert 0 <= agent.budget.owed < FUSED
 
 
 def test_ctrl_c_during_a_long_update_returns_soon_and_the_next_fit_waits_for_it(agent):
@@ -382,9 +382,9 @@ def test_ctrl_c_during_a_long_update_returns_soon_and_the_next_fit_waits_for_it(
         go_on.set()
     agent.fit(pool(), 20, verbose=0)
     assert not learners()
-    assert not agent._overlapped
+    assert not agent.acting.overlapped
     assert agent.nb_updates > before
-    assert agent.nb_updates == agent.debt.paid
+    assert agent.nb_updates == agent.budget.paid
 
 
 def test_an_exception_in_a_callback_stops_the_learner_and_comes_through(agent):
@@ -395,7 +395,7 @@ def test_an_exception_in_a_callback_stops_the_learner_and_comes_through(agent):
     with pytest.raises(RuntimeError, match="a callback of the user's"):
         agent.fit(pool(), 10_000, callbacks=[AtStep(fail)], verbose=0)
     assert not learners()
-    assert not agent._overlapped
+    assert not agent.acting.overlapped
     agent.fit(pool(), 10, verbose=0)
 
 
@@ -414,7 +414,7 @@ def test_an_exception_in_an_update_reaches_fit_as_it_is(agent):
         del agent.update
     assert not learners()
     agent.fit(pool(), 30, verbose=0)
-    assert 0 <= agent.debt.owed < FUSED  # what was owed then was paid now
+    assert 0 <= agent.budget.owed < FUSED  # what was owed then was paid now
 
 
 def test_nothing_learns_inside_paused(agent):
@@ -429,7 +429,7 @@ def test_nothing_learns_inside_paused(agent):
                 for old, new in zip(before[1], agent.actor.get_weights(), strict=True):
                     np.testing.assert_array_equal(old, new)
 
-    agent.debt = Debt(4.0)
+    agent.budget = UpdateBudget(4.0)
     agent.fit(pool(), 60, callbacks=[AtStep(look)], verbose=0)
     assert len(seen) == 6
     assert all(seen)
@@ -439,5 +439,5 @@ def test_nothing_learns_inside_paused(agent):
 def test_sac_learns_in_overlap_too():
     agent = sac()
     agent.fit(pool(), 60, verbose=0)
-    assert abs(agent.nb_updates - agent.debt.steps) < FUSED
+    assert abs(agent.nb_updates - agent.budget.steps) < FUSED
     assert agent.nb_updates > 30

@@ -17,8 +17,8 @@ from rl.memory import SequentialMemory
 from test_memory import NaiveMemory, assert_same, bits, play, save
 
 from agents import ReplayMemory
-from agents.callbacks import Callback
 from agents.checkpoint import Checkpointer
+from agents.keras_rl.callbacks import Callback
 from farmer import Farmer
 
 

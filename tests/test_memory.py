@@ -13,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rl.memory import SequentialMemory
 
-from agents.memory import TRUNCATED, ReplayMemory, SequentialStore, store_of
+from agents.keras_rl.sequential import SequentialStore
+from agents.memory import ReplayMemory
 from agents.nest import flatten
+from agents.store import store_of
+from agents.transitions import TRUNCATED
 
 LENGTHS = pytest.mark.parametrize("window_length", [1, 3])
 PLAIN, NESTED = "plain", "nested"
@@ -257,7 +260,7 @@ def test_each_observation_is_stored_once():
     assert memory.count == 601
     memory = ReplayMemory(1000)
     memory.add(0, obs, np.zeros(22, np.float32), 0.0, obs + 1, False, False)
-    total = sum(ring.nbytes for ring in memory._rings.values())
+    total = 1000 * sum(column.nbytes for column in memory.columns([0]).values())
     assert total <= 1.1 * 1000 * (339 + 22) * 4
 
 

@@ -1,5 +1,6 @@
 """How a training's metrics are written down, read back and drawn."""
 
+import io
 import json
 import math
 import types
@@ -237,18 +238,15 @@ def test_half_a_line_of_a_killed_training_harms_no_other_line(tmp_path, clock, t
     assert (lines[-1]["return"], lines[-1]["episode"]) == (7.0, kept + 1)
 
 
-def test_a_full_disk_is_told_once_and_ends_no_training(tmp_path, clock, caplog):
-    class Full:
+def test_a_full_disk_is_told_once_and_ends_no_training(tmp_path, clock, caplog, monkeypatch):
+    class Full(io.StringIO):
         def write(self, data):
             raise OSError(28, "No space left on device")
 
-        def close(self):
-            pass
-
     logger = logger_for(agent_of(clock), tmp_path, tensorboard=False)
-    logger.on_train_begin({})
-    logger._file.close()
-    logger._file = Full()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "open", lambda path, *how, **more: path.touch() or Full(), raising=False)
+        logger.on_train_begin({})
     end_episode(logger, 1.0)
     end_episode(logger, 2.0)
     assert [record.levelname for record in caplog.records] == ["WARNING"]

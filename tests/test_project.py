@@ -16,7 +16,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 LEARNER = {"tensorflow", "keras", "rl"}
-OURS = {"agents", "desk", "farm", "farmer", "farmhand", "simulators", "train", "wire"}
+OURS = {"agents", "session", "farm", "farmer", "farmhand", "simulators", "train", "wire"}
 # Imports what is in no environment but its own; tests/test_sb3.py runs it there.
 ELSEWHERE = {ROOT / "farmer" / "sb3.py"}
 # What a module imports that talks to another process or machine.
@@ -36,17 +36,19 @@ class Rule(NamedTuple):
 
 RULES = {
     "farmhand knows no learner and no host": Rule(
-        ["farmhand/**/*.py", "farm.py"], LEARNER | {"farmer", "agents", "desk", "train"}
+        ["farmhand/**/*.py", "farm.py"], LEARNER | {"farmer", "agents", "session", "train"}
     ),
     "farmer knows no farm machine and no learner": Rule(
         ["farmer/**/*.py"],
-        LEARNER | {"farmhand", "agents", "desk", "train", "farm"},
+        LEARNER | {"farmhand", "agents", "session", "train", "farm"},
         but=("farmer/local.py",),  # a farm in the farmer's own process, imported when one is made
     ),
     "the farmer knows Pyro4 in one folder": Rule(["farmer/**/*.py"], {"Pyro4", "msgpack"}, but=("farmer/pyro/*.py",)),
-    "a local farm knows no learner": Rule(["farmer/local.py"], LEARNER | {"agents", "desk", "train", "farm"}),
+    "a local farm knows no learner": Rule(["farmer/local.py"], LEARNER | {"agents", "session", "train", "farm"}),
     "wire knows neither side": Rule(["wire/**/*.py"], LEARNER | (OURS - {"wire"})),
-    "agents know no wire": Rule(["agents/**/*.py"], {"Pyro4", "wire", "farmhand", "farm", "farmer", "desk", "train"}),
+    "agents know no wire": Rule(
+        ["agents/**/*.py"], {"Pyro4", "wire", "farmhand", "farm", "farmer", "session", "train"}
+    ),
     "recipes are data, and read nothing of ours": Rule(["simulators/**/*.py"], OURS | LEARNER | {"Pyro4"}),
     "slots, balance and codec know no network and no process": Rule(
         ["farmhand/slots.py", "farmer/balance.py", "farmer/ledger.py", "wire/codec.py"], OUTSIDE

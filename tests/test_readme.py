@@ -188,8 +188,8 @@ def test_the_same_without_a_prompt(checkout):
 
 
 def test_the_names_at_the_prompt_are_those_of_the_table():
-    from desk import ending
-    from desk.options import Options
+    from session import ending
+    from session.options import Options
 
     table = README.partition("## At the prompt")[2].partition("\n## ")[0]
     named = set(re.findall(r"`(\w+)(?:\(n?\))?`", table.partition("`python train.py")[0]))
@@ -239,7 +239,7 @@ def test_opensim_is_only_a_path(checkout):
             [
                 "r(2)",
                 "print(farmer.observation_space.shape, farmer.action_space.shape)",
-                "print(agent.n_step, agent.debt.ratio, any('normalization' in layer.name for layer in agent.layers))",
+                "print(agent.n_step, agent.budget.ratio, any('normalization' in layer.name for layer in agent.layers))",
             ],
         )
     assert "mean return of the last 2 episodes" in said

@@ -19,7 +19,7 @@ from helpers import poll_until
 from learner_parts import AGENTS, Wander, annealed_noise, assert_same, everything_of, hidden
 
 from agents import LocalPool, ReplayMemory
-from agents.checkpoint import load_checkpoint, save_checkpoint
+from agents.checkpoint import Checkpointer
 
 SLOTS, LENGTH, N = 2, 5, 60
 
@@ -48,7 +48,7 @@ def train(agent, steps=N):
 def disturb(agent):
     """Makes another of every state that a load must put right."""
     np.random.seed(999)
-    agent._rng.uniform(size=17)
+    agent.rng.uniform(size=17)
     agent.memory.rng.uniform(size=5)
 
 
@@ -58,7 +58,7 @@ def saved(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("save") / request.param
     agent = train(fresh(request.param))
     assert agent.nb_updates > 0
-    save_checkpoint(agent, folder)
+    Checkpointer(folder).save(agent)
     return request.param, folder, everything_of(train(agent))
 
 
@@ -69,7 +69,7 @@ def test_a_loaded_agent_is_the_saved_one_to_the_bit(saved, tmp_path):
     before = everything_of(agent)
     other = fresh(name, nb_actions=1)
     disturb(other)
-    load_checkpoint(other, folder)
+    Checkpointer(folder).load(other)
     other.prepare(pool())  # the environment's observations are then known, and their statistics in place
     loaded = everything_of(other)
     assert_same(before, loaded)
@@ -79,7 +79,7 @@ def test_n_steps_a_save_a_load_and_n_steps_are_two_times_n_steps(saved):
     name, folder, wanted = saved
     agent = fresh(name)
     disturb(agent)
-    load_checkpoint(agent, folder)
+    Checkpointer(folder).load(agent)
     assert_same(everything_of(train(agent)), wanted)
     assert agent.step == 2 * N
     assert agent.memory.count > agent.memory.limit  # the ring has turned
@@ -105,10 +105,10 @@ def test_three_saves_on_the_way_change_nothing(saved, tmp_path):
     agent = fresh(name)
     for _ in range(4):
         train(agent, N // 2)
-        save_checkpoint(agent, tmp_path)
+        Checkpointer(tmp_path).save(agent)
         agent = fresh(name)
         disturb(agent)
-        load_checkpoint(agent, tmp_path)
+        Checkpointer(tmp_path).load(agent)
     agent.prepare(pool())
     assert_same(everything_of(agent), wanted)
 
@@ -116,10 +116,10 @@ def test_three_saves_on_the_way_change_nothing(saved, tmp_path):
 def test_a_save_before_the_next_fit_keeps_the_statistics_of_observations(saved, tmp_path):
     name, folder, _ = saved
     agent = fresh(name)
-    load_checkpoint(agent, folder)
-    save_checkpoint(agent, tmp_path)  # the environment was not seen yet
+    Checkpointer(folder).load(agent)
+    Checkpointer(tmp_path).save(agent)  # the environment was not seen yet
     again = fresh(name)
-    load_checkpoint(again, tmp_path)
+    Checkpointer(tmp_path).load(again)
     again.prepare(pool())
     agent.prepare(pool())
     assert agent.norm.count > 0
@@ -151,10 +151,10 @@ def test_dropout_and_batch_normalisation_go_on_where_they_were(name, tmp_path):
         return fresh(name, models=regularised_models(name))
 
     agent = train(another())
-    save_checkpoint(agent, tmp_path)
+    Checkpointer(tmp_path).save(agent)
     wanted = everything_of(train(agent))
     again = another()
-    load_checkpoint(again, tmp_path)
+    Checkpointer(tmp_path).load(again)
     assert_same(everything_of(train(again)), wanted)
 
 
@@ -164,9 +164,9 @@ PLAYER = """
 import sys, time
 sys.path[:0] = sys.argv[1:3]
 from test_resume import fresh, train
-from agents.checkpoint import save_checkpoint
+from agents.checkpoint import Checkpointer
 agent = train(fresh(sys.argv[3]))
-save_checkpoint(agent, sys.argv[4])
+Checkpointer(sys.argv[4]).save(agent)
 print("saved", flush=True)
 time.sleep(100)
 """
@@ -177,9 +177,9 @@ sys.path[:0] = sys.argv[1:3]
 import numpy as np
 from learner_parts import everything_of
 from test_resume import fresh, train
-from agents.checkpoint import load_checkpoint
+from agents.checkpoint import Checkpointer
 agent = fresh(sys.argv[3])
-load_checkpoint(agent, sys.argv[4])
+Checkpointer(sys.argv[4]).load(agent)
 arrays, values = everything_of(train(agent))
 np.savez(sys.argv[5], **arrays)
 with open(sys.argv[5] + ".json", "w") as file:

@@ -335,7 +335,7 @@ def test_any_optimizer_of_keras_learns(name, optimizer):
         assert np.isfinite(agent.update(4)).all()
     for old, new in zip(before, weights_of(agent.networks.values()), strict=True):
         assert not np.array_equal(old, new)
-    assert agent._by_xla
+    assert agent.program.by_xla
 
 
 # Networks of every kind.
@@ -424,7 +424,7 @@ def test_networks_of_every_kind_are_learnt_with(name, kind, slots):
     agent = AGENTS[name](models=models, memory=memory, window_length=window)
     before = {key: weights_of([model]) for key, model in agent.networks.items()}
     agent.fit(LocalPool([make() for _ in range(slots)]), 24, verbose=0)
-    assert agent._by_xla
+    assert agent.program.by_xla
     assert agent.nb_updates >= 8
     for key, old in before.items():
         assert moved(old, [agent.networks[key]]), key

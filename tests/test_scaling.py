@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from learner_parts import AGENTS, Nested, Wander, ddpg
 
 from agents import LocalPool, ReplayMemory
-from agents.offpolicy import normalized
+from agents.models import normalized
 from agents.scaling import CLIP, ActionScale, RunningNorm, is_wide
 
 Box = gymnasium.spaces.Box
@@ -162,7 +162,7 @@ def test_normalisation_is_on_by_default_where_the_space_is_wide_and_no_processor
     agent = AGENTS[name](normalize_observations=asked, processor=processor)
     agent.fit(Wander(bound=bound), 2, verbose=0)
     assert (agent.norm is not None) == on
-    assert bool(agent._statistics) == on
+    assert bool(agent.observations.statistics) == on
 
 
 def test_an_agent_that_is_moved_to_a_narrow_space_normalises_no_more():
@@ -170,7 +170,7 @@ def test_an_agent_that_is_moved_to_a_narrow_space_normalises_no_more():
     agent.fit(Wander(), 2, verbose=0)
     agent.fit(Wander(bound=1.0), 2, verbose=0)
     assert agent.norm is None
-    assert agent._statistics == []
+    assert agent.observations.statistics == []
 
 
 # In the loop.
@@ -242,7 +242,7 @@ def transparent_models(name):
 def test_acting_and_learning_give_the_networks_the_same_normalised_values(name):
     agent = AGENTS[name](models=transparent_models(name), memory=ReplayMemory(100, seed=2), batch_size=64)
     agent.normalize_observations, agent.step = True, 100
-    agent._prepare_observations(None)
+    agent.observations.prepare(None)
     shown = np.random.default_rng(0).normal(50.0, 20.0, (30, 1)).astype(np.float32)
     agent.observe(list(shown))
     seen = shown.copy()

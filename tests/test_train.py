@@ -389,7 +389,7 @@ def test_an_unattended_run_whose_terminal_is_closed_saves(farmed, tmp_path):
 def test_a_second_ctrl_c_ends_an_unattended_run_at_once_and_nohup_counts():
     code = """
 import time
-from desk.ending import Unattended
+from session.ending import Unattended
 with Unattended() as ended:
     ended.saving = True
     print("here", flush=True)
@@ -655,7 +655,7 @@ def test_a_local_farm_that_dies_is_started_again_and_the_training_goes_on(main, 
 
 @pytest.mark.slow
 def test_a_local_farm_that_dies_over_and_over_ends_the_training_with_words_and_code_1(main, tmp_path, monkeypatch):
-    monkeypatch.setattr("desk.local_farm.RESTARTS", 0)
+    monkeypatch.setattr("session.local_farm.RESTARTS", 0)
     kill_local_farm(tmp_path)
     code, said = main("--env", "Pendulum-v1", "--slots", "1", "--episodes", "10000")
     assert code == 1

@@ -16,7 +16,7 @@ import tensorflow as tf
 from learner_parts import AGENTS, ddpg, sac
 
 from agents import ReplayMemory
-from agents.offpolicy import hard_update, soft_update
+from agents.models import hard_update, soft_update
 from agents.sac import LOG_STD, squashed_gaussian
 
 BATCH, ACTIONS, OBS, GAMMA = 6, 2, 3, 0.9
@@ -402,7 +402,7 @@ def learning(request):
     )
     agent.seed = 11
     agent.normalize_observations = True
-    agent._prepare_observations(None)
+    agent.observations.prepare(None)
     replay_of(episodes, memory)
     agent.observe([row[0] for episode in episodes for row in episode])
     return name, agent, episodes
@@ -441,7 +441,7 @@ def test_a_compiled_update_from_replay_has_numpys_loss(learning):
 
 def noise_of(agent, count):
     """The standard normal numbers of an agent's next call, (count, 2, batch, actions)."""
-    rng = np.random.default_rng([agent._noise_seed, agent.nb_updates])
+    rng = np.random.default_rng([agent.state()[1]["noise_seed"], agent.nb_updates])
     return rng.standard_normal((count, 2, agent.batch_size, agent.nb_actions), np.float32)
 
 
@@ -451,10 +451,10 @@ def test_fused_updates_are_single_ones_by_the_named_functions(learning):
     shaken(agent)
     agent.step, agent.nb_updates, count = 100, 5, 3
     state = agent.memory.rng.bit_generator.state
-    before = {key: variable.numpy().copy() for key, variable in agent._variables()}
+    before = {key: variable.numpy().copy() for key, variable in agent.variables()}
     fused = agent.update(count)
-    after = {key: variable.numpy().copy() for key, variable in agent._variables()}
-    for key, variable in agent._variables():
+    after = {key: variable.numpy().copy() for key, variable in agent.variables()}
+    for key, variable in agent.variables():
         variable.assign(before[key])
     agent.nb_updates = 5
     agent.memory.rng.bit_generator.state = state
@@ -484,7 +484,7 @@ def test_fused_updates_are_single_ones_by_the_named_functions(learning):
         singles.append(np.array(row))
     np.testing.assert_allclose(fused, np.mean(singles, 0), rtol=1e-3, atol=1e-4)
     moved = 0
-    for key, variable in agent._variables():
+    for key, variable in agent.variables():
         np.testing.assert_allclose(after[key], variable.numpy().copy(), rtol=1e-3, atol=2e-4, err_msg=key)
         moved += not np.array_equal(before[key], after[key])
     assert moved == len(before) - len(agent.optimizers)  # all but the learning rates

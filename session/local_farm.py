@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from desk.options import Options
-from desk.screen import say
+from session.options import Options
+from session.screen import say
 from wire.errors import FarmError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,19 +11,18 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-import agents
-from agents.callbacks import Callback
 from agents.checkpoint import Autosave, Checkpointer
 from agents.interrupt import stop_loops
+from agents.keras_rl.callbacks import Callback
 from agents.metrics import FILE as METRICS_FILE
 from agents.metrics import MetricsLogger, plot_metrics
-from agents.offpolicy import OffPolicyAgent
-from desk.ending import one_ctrl_c
-from desk.farms import Farms
-from desk.folder import Folder
-from desk.options import AGENTS, Options
-from desk.screen import console, say, shell
 from farmer.ledger import LOST_BUCKETS
+from session.agent_table import make_agent
+from session.ctrl_c import one_ctrl_c
+from session.farms import Farms
+from session.folder import Folder
+from session.options import Options
+from session.screen import console, say, shell
 from wire.errors import FarmError, FarmlistError
 
 WINDOW = 10  #: episodes of the running mean
@@ -139,7 +138,8 @@ class Session:
         self._training = False
         self.saves = Checkpointer(self.out / "checkpoint", options.keep, 60 * options.autosave or None)
         self.metrics = MetricsLogger(self.out)
-        self.agent = self._agent()
+        self.agent = make_agent(options, self.farmer.observation_space, self.farmer.action_space)
+        self.agent.fault_folder = self.out
         if options.resume:
             self.load()
         else:
@@ -156,22 +156,6 @@ class Session:
             keep = self.options.keep
             several = "" if len(found) == 1 else "s"
             say(told % (self.out, len(found), several, found[0].name, keep, "s" if keep == 1 else "", METRICS_FILE))
-
-    def _agent(self) -> OffPolicyAgent:
-        options = self.options
-        agent: OffPolicyAgent = getattr(agents, AGENTS[options.agent])(
-            self.farmer.observation_space,
-            self.farmer.action_space,
-            seed=options.seed,
-            updates_per_step=options.updates_per_step,
-            schedule=options.schedule,
-            n_step=options.n_step,
-            layer_norm=options.layer_norm,
-            normalize_observations={"auto": None, "on": True, "off": False}[options.normalize],
-            on_lost_episode=options.on_lost_episode,
-        )
-        agent.fault_folder = self.out
-        return agent
 
     def r(self, n: int = 100) -> int:
         """Trains n episodes; Ctrl-C ends it at once and keeps what was learnt.

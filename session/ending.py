@@ -12,20 +12,17 @@ import os
 import signal
 import stat
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agents.interrupt import stop_loops
-from desk.screen import say
+from session.ctrl_c import SAME, handled
+from session.screen import say
+from session.session import Session
 from wire.errors import FarmError
 
-if TYPE_CHECKING:
-    from desk.session import Session
-
-SAME = 1.0  #: s within which several Ctrl-C are one, by an impatient finger
 LASTING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -43,22 +40,6 @@ def _write(text: str) -> None:
     """From within a signal's handler, where `print` may be in the middle of another line."""
     with contextlib.suppress(OSError):
         os.write(2, text.encode())
-
-
-@contextlib.contextmanager
-def _handled(numbers: list[int], handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Has signals handled that are not ignored; only the main thread can."""
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) for number in numbers}
-        before = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 class Unattended:
@@ -79,7 +60,7 @@ class Unattended:
 
     def __enter__(self) -> Unattended:
         self._stack = contextlib.ExitStack()
-        self._stack.enter_context(_handled([signal.SIGINT, *LASTING], self._handle))
+        self._stack.enter_context(handled([signal.SIGINT, *LASTING], self._handle))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -98,27 +79,6 @@ class Unattended:
             _write("train.py: stopping, and saving what was learnt; a second Ctrl-C ends at once, without a save\n")
         if not self.saving and not stop_loops():
             raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def one_ctrl_c() -> Iterator[None]:
-    """Ctrl-C in a training at the prompt: the first ends its loop; one more, not at once, ends what takes so long."""
-    since = 0.0
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal since
-        now = time.monotonic()
-        if now - since <= SAME:
-            return
-        first, since = not since, now
-        if not (first and stop_loops()):
-            raise KeyboardInterrupt
-
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        with _handled([signal.SIGINT], handle):
-            yield
-    else:
-        yield  # somebody else handles it
 
 
 class Prompt:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from desk.local_farm import LocalFarm
-from desk.options import Options
-from desk.screen import say
 from farmer import Farmer
+from session.local_farm import LocalFarm
+from session.options import Options
+from session.screen import say
 
 
 class Farms:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from session.agent_table import AGENTS
 from wire.auth import find_key
-
-AGENTS = {"ddpg": "make_ddpg", "sac": "make_sac"}  #: names, and the functions of `agents` that make them
 
 
 @dataclass(frozen=True)
