@@ -306,10 +306,10 @@ def test_the_make_targets_exist():
         assert done.returncode == 0, done.stderr
 
 
-# docs/architecture.md
+# docs/architecture.md and docs/protocol.md
 
 
-def test_the_architecture_names_files_commands_and_states_that_there_are():
+def test_the_architecture_names_the_files_that_there_are():
     text = (ROOT / "docs" / "architecture.md").read_text()
     tree = text.partition("SLAVE machine")[2].partition("`tests/")[0]
     names = {path.name for path in ROOT.rglob("*.py") if not path.relative_to(ROOT).parts[0].startswith(".")}
@@ -320,7 +320,10 @@ def test_the_architecture_names_files_commands_and_states_that_there_are():
         ours = {path.name for path in (ROOT / folder).glob("*.py")} - {"__init__.py"}
         assert ours <= named, f"{folder} has files that the page does not name"
 
-    table = text.partition("## The protocol")[2].partition("## ")[0]
+
+def test_the_protocol_page_has_the_commands_and_states_that_there_are():
+    text = (ROOT / "docs" / "protocol.md").read_text()
+    table = text.partition("## Commands and replies")[2].partition("\n- ")[0]
     assert set(re.findall(r"\b[A-Z]{3,}\b", table)) == {name.upper() for name in protocol.NAMES.values()}
 
     diagram = re.search(r"    EMPTY -.*?\n\n", text, re.DOTALL)[0]
