@@ -218,6 +218,7 @@ def test_a_farm_of_an_older_version_is_named_as_one():
 # Host and farm.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("farms_key", "hosts_key", "words"),
     [

@@ -306,6 +306,7 @@ def test_an_environment_that_sleeps_gets_more_slots_than_there_are_cores(tmp_pat
     assert 5 < rows[0][1] < 100  # 50 ms a step: what was measured are steps of the environment
 
 
+@pytest.mark.slow
 def test_an_environment_that_computes_gets_about_a_slot_for_each_core(tmp_path):
     args, said = tuned("environments:BusyEnv", tmp_path)
     assert args.slots <= 2 * tree.cores()
@@ -321,6 +322,7 @@ def test_memory_limits_the_slots_of_an_environment_that_takes_much(tmp_path):
     assert [slots for slots, _ in rows_of(said)] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_leak_is_seen_and_the_line_has_such_workers_replaced(tmp_path):
     kwargs = '{"length": 50, "leak": 0.2}'
     args, said = tuned(
@@ -337,6 +339,7 @@ def test_an_environment_of_which_not_even_one_fits_is_told(tmp_path):
     assert "even one worker takes" in said
 
 
+@pytest.mark.slow
 def test_what_time_does_not_allow_is_told(tmp_path):
     kwargs = ["--env-kwargs", '{"takes": 1.5, "at": -1}']
     args, said = tuned("environments:DyingEnv", tmp_path, *kwargs, "--seconds", "0.5")
@@ -344,6 +347,7 @@ def test_what_time_does_not_allow_is_told(tmp_path):
     assert "time: 2 slots were not measured within 0.5 s, and may be worth it (--seconds 10)" in said
 
 
+@pytest.mark.slow
 def test_slots_that_more_workers_do_not_stand_are_not_recommended(tmp_path):
     kwargs = ["--env-kwargs", '{"file": "%s"}' % (tmp_path / "taken")]
     args, said = tuned("environments:LicenceEnv", tmp_path, *kwargs, "--seconds", "5")
@@ -352,6 +356,7 @@ def test_slots_that_more_workers_do_not_stand_are_not_recommended(tmp_path):
     assert "no licence is left" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -383,6 +388,7 @@ def test_what_cannot_be_measured_is_told_and_exits_with_2(arguments, words, tmp_
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_what_workers_have_started_ends_with_them(tmp_path):
     pids = tmp_path / "pids"
     kwargs = ["--env-kwargs", '{"pids": "%s"}' % pids]
@@ -394,6 +400,7 @@ def test_what_workers_have_started_ends_with_them(tmp_path):
     assert [pid for pid in started if not is_gone(pid)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_ctrl_c_in_the_middle_ends_every_worker(number, tmp_path):
     stop_in_the_middle(

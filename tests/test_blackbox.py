@@ -103,6 +103,7 @@ class Holder:
         return self.ask(protocol.STEP, {"action": np.array([value], "float32"), "repeat": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "says", "ended"),
     [
@@ -178,6 +179,7 @@ def test_a_hang_is_told_with_where_it_hangs_and_comes_again(tmp_path, fault):
         assert f"in _{fault}" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["2.7", "3.13"])
 def test_a_box_is_played_in_the_interpreter_it_names_or_in_another(tmp_path, version):
     python = interpreters.python_with_numpy(version)
@@ -212,6 +214,7 @@ def test_a_constructor_that_fails_again_and_again_writes_one_box(tmp_path):
     assert play(boxes[1])[0] == 1
 
 
+@pytest.mark.slow
 def test_what_cannot_be_built_here_cannot_be_played(tmp_path):
     with supervised(tmp_path) as supervisor:
         holder = Holder(supervisor)
@@ -236,6 +239,7 @@ def test_a_callers_mistake_writes_no_box(tmp_path):
     assert not (tmp_path / "black-box").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["nan", "exit"])
 def test_the_box_is_that_of_the_episode_that_failed_though_the_next_holder_has_reset(tmp_path, fault):
     """A holder leaves in the middle of a step; the next one resets, and only then the step ends badly."""
@@ -340,6 +344,7 @@ def slow_disk(monkeypatch):
         gate.set()
 
 
+@pytest.mark.slow
 def test_the_folder_is_the_one_of_the_command_line(tmp_path):
     folder = tmp_path / "boxes"
     with (

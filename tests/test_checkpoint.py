@@ -142,6 +142,7 @@ def test_a_second_save_writes_only_new_and_changed_entries(tmp_path):
     assert_same_entries_after_load(agent, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_save", [1, 7, 59, 60, 61, 200])
 def test_saves_of_a_ring_that_wraps_between_them_come_back_whole(tmp_path, per_save, monkeypatch, no_syncing):
     monkeypatch.setattr(file_segments, "SMALL_SEGMENTS", 5)
@@ -591,6 +592,7 @@ def test_a_loaded_agent_goes_on_as_the_saved_one_does(tmp_path, make):
     assert_same_agent(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "words"),
     [

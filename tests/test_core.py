@@ -393,6 +393,7 @@ def told_losses(caplog):
     return sum(again) + sum(text.startswith("slot ") for text in told)
 
 
+@pytest.mark.slow
 @EITHER_SCHEDULE
 @pytest.mark.parametrize("slots", [1, 2, 5])
 @pytest.mark.parametrize("each", [3, 7])
@@ -521,6 +522,7 @@ def assert_only_the_last_of_each_episode_is_over(found):
     assert np.flatnonzero(over).tolist() == sorted(last.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learns", [False, True])
 @pytest.mark.parametrize("slots", [1, 4])
 @pytest.mark.parametrize("where", ["on_step_end", "on_episode_end", "on_action_begin", "on_step_begin"])

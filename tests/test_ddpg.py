@@ -204,6 +204,7 @@ def test_an_update_with_a_small_share_moves_targets_towards_the_new_weights():
         assert_weights(model, [0.75 * b + 0.25 * o for b, o in zip(old, new, strict=True)], 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 8])
 def test_a_hard_update_copies_at_every_nth_update_and_at_no_other(count):
     agent, single = (filled(linear_agent(target_model_update=3, batch_size=8, memory=InOrder(999))) for _ in "ab")
@@ -246,6 +247,7 @@ def test_a_pair_of_optimizers_goes_to_actor_and_critic_and_both_are_copies():
 # When it learns.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["overlap", "sync"])
 def test_updates_keep_step_with_transitions_after_the_warm_up(schedule):
     for pool, exact in ((Counter(5), 1), (LocalPool([Counter(5, slot) for slot in range(3)]), 8)):
@@ -392,6 +394,7 @@ def assert_learns(agent, count=1):
     assert all(np.isfinite(weight).all() for weight in after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 8])
 def test_batch_norm_dropout_and_weight_penalties_are_learnt_with(count):
     keras.utils.set_random_seed(2)
@@ -430,6 +433,7 @@ class Split(rl.core.Processor):
         return [batch[..., :1], batch[..., 1:]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 3])
 def test_two_observation_inputs_fed_by_a_processor_are_learnt_from(slots):
     def inputs():
@@ -659,6 +663,7 @@ def test_weights_of_other_networks_are_refused_and_change_nothing(tmp_path, what
     assert_equal(before, everything(agent))
 
 
+@pytest.mark.slow
 def test_a_model_that_xla_cannot_compile_learns_without_it_and_says_so():
     class Outside(keras.layers.Layer):
         """Calls Python in the middle of the graph, which XLA cannot."""
@@ -691,6 +696,7 @@ def test_keras_rls_own_clone_model_works_over_the_bridge():
     assert_equal(weights_of(model), weights_of(clone))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("interval", "updates"), [(1, 40), (10, 4), (0.5, 80)])
 def test_updates_are_exactly_steps_over_the_train_interval(interval, updates):
     agent = filled(agent_apart(train_interval=interval), nb_actions=2)

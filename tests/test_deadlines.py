@@ -116,6 +116,7 @@ def step_for_ever(holder, slot):
         holder.step(slot)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", HANGS)
 def test_a_step_that_hangs_is_ended_and_told_and_the_other_slot_never_waits(how):
     with supervised("HangingEnv", kwargs={"how": how, "length": 10**9}, slots=2, step=2.0) as supervisor:
@@ -161,6 +162,7 @@ def test_a_hang_is_told_to_a_holder_that_waits_in_a_long_call():
         assert (slot, codec.decode(body)["bucket"]) == (0, "timed out")
 
 
+@pytest.mark.slow
 def test_a_reset_that_hangs_is_ended_and_told():
     with supervised("HangingEnv", reset=2.0) as supervisor:
         holder = Holder(supervisor)
@@ -202,6 +204,7 @@ def test_an_action_that_is_repeated_has_that_many_times_the_limit():
             holder.step(action=1.6)
 
 
+@pytest.mark.slow
 def test_a_result_that_its_holder_is_slow_to_take_is_no_late_one():
     with supervised("SlowEnv", step=2.0) as supervisor:
         holder = Holder(supervisor)
@@ -212,6 +215,7 @@ def test_a_result_that_its_holder_is_slow_to_take_is_no_late_one():
         assert supervisor.status()[0]["starts"] == 1
 
 
+@pytest.mark.slow
 def test_the_time_of_a_former_holders_step_is_not_the_next_ones():
     with supervised("SlowEnv", step=20.0, reset=2.0) as supervisor:
         former = Holder(supervisor)
@@ -233,6 +237,7 @@ def test_a_step_that_nobody_waits_for_any_more_is_ended_too():
         poll_until(lambda: supervisor.status()[0]["starts"] == 2, 30, "a new worker")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["hang", "kill"])
 def test_nothing_that_a_worker_started_outlives_it(tmp_path, end):
     pids = tmp_path / "pids"
@@ -258,6 +263,7 @@ def test_a_worker_that_answers_what_nobody_asked_is_ended():
         holder.reset()
 
 
+@pytest.mark.slow
 def test_a_farm_with_a_limit_and_its_farmer_go_on_after_a_hang():
     env = "environments:HangingEnv"
     with running_farm(env, slots=2, extra=["--step-timeout", "2"]) as farm:

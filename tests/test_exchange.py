@@ -109,6 +109,7 @@ def test_so_it_does_with_two_farms(farm, readers):
     assert readers["MainThread"] > 0.5 * sum(readers.values()), readers
 
 
+@pytest.mark.slow
 def test_a_threads_work_goes_back_to_the_caller_who_waits_for_it(slow_farm, readers, exchanges):
     with Farmer(SLOW, [(slow_farm.address, 4)]) as farmer:
         slots = started(farmer)
@@ -181,6 +182,7 @@ def test_actions_that_are_large_are_sent_by_a_thread(farm, monkeypatch):
     assert set(began) <= {"poller", "sender"}, began
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_the_caller_waits_costs_no_step_and_no_connection(exchanges):
     with running_farm(SLOW, slots=2) as farm, Farmer(SLOW, [(farm.address, 2)]) as farmer:
         slots = started(farmer)
@@ -273,6 +275,7 @@ def test_an_answer_that_takes_long_does_not_break_another_farms_connection(farm,
         assert [exchange.poll_connection for exchange in exchanges] == connections
 
 
+@pytest.mark.slow
 def test_a_caller_that_was_held_up_does_not_let_go_of_what_a_thread_holds_now(slow_farm, exchanges):
     with Farmer(SLOW, [(slow_farm.address, 4)]) as farmer:
         slots = started(farmer)

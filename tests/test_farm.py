@@ -78,6 +78,7 @@ def test_an_unknown_recipe_is_refused_with_those_there_are(tmp_path):
     assert "Traceback" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("opensim") is not None, reason="opensim is in this very Python")
 def test_a_recipe_without_its_simulator_is_refused_with_how_to_get_it(tmp_path):
     text = refused(tmp_path, "osim:L2M2019", "--port", "0")
@@ -355,6 +356,7 @@ def test_a_farm_of_another_program_ends_by_a_signal_too():
 # The workers.
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_its_death_is_told():
     with running_farm(COUNTING, slots=2) as farm:
         before = farm.workers()

@@ -136,6 +136,7 @@ def test_a_batch_has_the_documented_arrays(farm):
         assert (total["sent"], total["done"]) == (15, 15)
 
 
+@pytest.mark.slow
 def test_recv_gives_who_is_ready_and_waits_for_no_straggler(slow_farm):
     with Farmer(SLOW, [(slow_farm.address, 2)]) as farmer:
         started(farmer)
@@ -245,6 +246,7 @@ def test_one_bad_action_keeps_back_the_good_ones_beside_it(farm):
         assert farmer.busy == 0
 
 
+@pytest.mark.slow
 def test_a_slot_that_can_not_take_the_command_is_refused_and_nothing_is_sent(slow_farm):
     with Farmer(SLOW, [(slow_farm.address, 3)]) as farmer:
         farmer.reset([0, 1])
@@ -321,6 +323,7 @@ def test_a_late_result_stays_addressed_to_its_own_step(slow_farm):
         assert farmer.recv().obs[0, 1:].tolist() == [2, 0.0]
 
 
+@pytest.mark.slow
 def test_what_was_abandoned_never_becomes_the_answer_to_something_else(slow_farm):
     with Farmer(SLOW, [(slow_farm.address, 2)]) as farmer:
         started(farmer)
@@ -338,6 +341,7 @@ def test_what_was_abandoned_never_becomes_the_answer_to_something_else(slow_farm
         assert (total["sent"], total["done"], total["abandoned"]) == (2, 1, 1)
 
 
+@pytest.mark.slow
 def test_a_remote_env_that_timed_out_goes_on_after_a_reset(slow_farm):
     env = RemoteEnv(SLOW, [(slow_farm.address, 1)], timeout=30.0)
     try:
@@ -356,6 +360,7 @@ def test_a_remote_env_that_timed_out_goes_on_after_a_reset(slow_farm):
 # Losses.
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_a_step_loses_that_step_only_and_is_replaced():
     with running_farm(SLOW, slots=2) as farm, Farmer(SLOW, [(farm.address, 2)]) as farmer:
         started(farmer)
@@ -451,6 +456,7 @@ def play(farmer, seconds, sleep):
     return steps, {farm: np.mean(counts) for farm, counts in busy.items()}
 
 
+@pytest.mark.slow
 def test_two_farms_stay_busy_and_their_steps_are_in_proportion_to_their_slots(farms_of_2_and_6):
     small, large = farms_of_2_and_6
     with Farmer(SLOW, [(small.address, 2), (large.address, 6)]) as farmer:
@@ -470,6 +476,7 @@ def test_a_farm_that_is_twice_as_slow_makes_half_the_steps_of_a_slot(farms_of_2_
         assert 1.1 < steps[large.address] / steps[small.address] < 2.2
 
 
+@pytest.mark.slow
 def test_fewer_slots_than_the_list_has_are_dealt_in_proportion():
     # Farms of its own: those of other tests have told by now which of them is fast.
     with (
@@ -657,6 +664,7 @@ def test_a_farm_of_another_protocol_version_is_refused(tmp_path, farm):
         assert (free_slots(farm), free_slots(other)) == (4, 1)
 
 
+@pytest.mark.slow
 def test_the_others_are_used_when_a_farm_is_away_and_it_joins_when_it_comes(farm, caplog):
     port = closed_port()
     with Farmer(COUNTING, [(farm.address, 2), (f"127.0.0.1:{port}", 2)]) as farmer:
@@ -761,6 +769,7 @@ def test_a_step_whose_connection_broke_is_done_once_and_its_result_comes(slow_fa
         assert (total["sent"], total["done"]) == (4, 4)
 
 
+@pytest.mark.slow
 def test_a_connection_that_breaks_while_results_are_waited_for_loses_nothing(slow_farm, proxy):
     with Farmer(SLOW, [(proxy.address, 4)]) as farmer:
         slots = started(farmer)

@@ -91,6 +91,7 @@ def test_a_farm_that_is_added_joins_and_one_that_is_removed_finishes_its_episode
         assert (ledger["sent"], ledger["done"]) == (16, 16), "the steps of a farm that has left still count"
 
 
+@pytest.mark.slow
 def test_a_removed_farm_without_an_episode_leaves_at_once_and_comes_back_under_its_old_slots(one, two, listed):
     with Farmer(COUNTING, listed((one, 2), (two, 1))) as farmer:
         begin(farmer, [0])
@@ -117,6 +118,7 @@ def test_a_farm_that_is_in_the_list_again_before_its_episode_is_over_stays(one, 
         assert not row_of(farmer, one)["leaving"]
 
 
+@pytest.mark.slow
 def test_fewer_slots_leave_as_their_episodes_end_and_more_are_added_beside_running_ones(one, listed):
     with Farmer(COUNTING, listed((one, 3))) as farmer:
         begin(farmer, [0, 1, 2])
@@ -149,6 +151,7 @@ def test_an_abandoned_episode_ends_what_is_too_much(one, listed):
         poll_until(lambda: free(one) == 3, LIMIT, "the slot at the farm")
 
 
+@pytest.mark.slow
 def test_more_slots_than_the_farm_offers_take_what_there_is_and_say_so(one, listed):
     with Farmer(COUNTING, listed((one, 2))) as farmer:
         listed((one, 9))
@@ -160,6 +163,7 @@ def test_more_slots_than_the_farm_offers_take_what_there_is_and_say_so(one, list
         assert row_of(farmer, one)["trouble"] is None, "nothing is missing any more"
 
 
+@pytest.mark.slow
 def test_what_an_edit_cannot_have_is_logged_once(one, listed, caplog):
     nobody = "127.0.0.1:%d" % closed_port()
     path = listed((one, 2))
@@ -212,6 +216,7 @@ def test_a_farm_that_is_removed_and_dead_just_goes(one, listed):
         finish(farmer, [0])
 
 
+@pytest.mark.slow
 def test_the_number_of_slots_asked_for_holds_after_an_edit(one, two, listed):
     with Farmer(COUNTING, listed((one, 4)), slots=3) as farmer:
         begin(farmer, [0, 1, 2])
@@ -222,6 +227,7 @@ def test_the_number_of_slots_asked_for_holds_after_an_edit(one, two, listed):
         poll_until(lambda: farmer.nb_slots == 3, LIMIT, "the slot that is too much")
 
 
+@pytest.mark.slow
 def test_an_edit_to_the_same_words_leases_nothing_anew(one, listed):
     path = listed((one, 2))
     with Farmer(COUNTING, path) as farmer:

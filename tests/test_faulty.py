@@ -97,6 +97,7 @@ def step(worker, limit=30.0):
 # ---- the environment in a worker, in every Python ----
 
 
+@pytest.mark.slow
 @PYTHONS
 def test_what_the_worker_survives_is_reported_and_the_next_episode_is_an_honest_one(start, version):
     worker = start(version)
@@ -119,6 +120,7 @@ def test_what_the_worker_survives_is_reported_and_the_next_episode_is_an_honest_
         assert (reward, terminated, truncated, told["step"], told["seed"]) == (steps, False, False, steps, 17)
 
 
+@pytest.mark.slow
 @PYTHONS
 @pytest.mark.parametrize("fault", DEADLY)
 def test_what_the_worker_does_not_survive_ends_it(start, version, fault):
@@ -135,6 +137,7 @@ def test_what_the_worker_does_not_survive_ends_it(start, version, fault):
         assert f"in _{fault}" in log, "faulthandler says where"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["2.7", "3.13"])
 @pytest.mark.parametrize("fault", ENDLESS)
 def test_a_hang_never_answers_and_nothing_is_left_when_the_farm_is_killed(version, fault, tmp_path):
@@ -175,6 +178,7 @@ def test_a_grandchild_ends_with_its_farm(start):
     poll_until(lambda: is_gone(child.pid), 30, "the grandchild's end")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["2.7", "3.13"])
 def test_leaking_printing_and_slowing_down_go_on_to_the_end_of_the_episode(start, version):
     worker = start(version, megabytes=10.0, seconds=0.5)
@@ -197,6 +201,7 @@ def test_leaking_printing_and_slowing_down_go_on_to_the_end_of_the_episode(start
     assert step(worker)[5] < 0.499
 
 
+@pytest.mark.slow
 @PYTHONS
 def test_a_fault_in_the_constructor_and_in_reset(start, version, tmp_path):
     with pytest.raises(Fault, match="RuntimeError in construct"):
@@ -350,11 +355,13 @@ WORDS = dict(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", REPORTED)
 def test_an_invalid_step_is_no_transition_and_disturbs_no_other_slot(lasting, fault):
     one_step_is_lost(lasting, fault, "invalid")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", DEADLY)
 def test_a_step_that_ended_its_worker_is_no_transition_and_disturbs_no_other_slot(own, fault):
     one_step_is_lost(own, fault, "crashed")
@@ -381,6 +388,7 @@ def one_step_is_lost(address, fault, bucket):
         assert (ledger["sent"], ledger["done"], ledger[bucket]) == (7, 6, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["raise", "nan", "exit"])
 def test_a_fault_in_reset_is_told_and_the_slot_comes_back(own, fault):
     with Farmer("faulty", [(own, 2)]) as pool:
@@ -393,6 +401,7 @@ def test_a_fault_in_reset_is_told_and_the_slot_comes_back(own, fault):
         assert reader.transitions[0] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["print", "leak", "grandchild"])
 def test_what_is_wrong_beside_the_data_is_still_a_transition(own, fault):
     with Farmer("faulty", [(own, 2)]) as pool:

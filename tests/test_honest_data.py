@@ -294,6 +294,7 @@ REAL = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_a_real_environment_raises_no_alarm(name):
     actions = gymnasium.make(name).action_space

@@ -394,6 +394,7 @@ def test_nb_actions_is_the_length_of_an_action():
         DDPGAgent(2, agent.actor, agent.critic, agent.critic_action_input, SequentialMemory(9, window_length=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [0, 1])
 def test_actor_critic_and_critic_action_input_are_the_users_in_any_order(place):
     seen, action, state = keras.Input((1, 3)), keras.Input((1,)), keras.Input((1, 3))
@@ -425,6 +426,7 @@ def test_memory_keeps_what_happened_and_gives_the_batches():
     assert memory.nb_entries == 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 0.99])
 def test_gamma_discounts_what_follows(gamma):
     assert first_loss(gamma=gamma) == pytest.approx(0.5 * (2 + gamma * 4) ** 2, rel=1e-5)
@@ -446,6 +448,7 @@ def test_batch_size_is_what_memory_is_asked_for():
     assert len(asked) == agent.nb_updates == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("critic", "actor"), [(8, 20), (20, 8), (0, 0)])
 def test_warm_ups_hold_each_network_back_for_themselves(critic, actor):
     agent = linear_agent(
@@ -564,6 +567,7 @@ def double(x):
     return 2 * x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Doubles, Known, "function"])
 def test_custom_model_objects_are_in_the_networks_and_their_targets(kind):
     observation = keras.Input((1, 3))
@@ -1097,6 +1101,7 @@ class TwoParts(Counter):
         return obs, obs[:2].reshape(2, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [1, 2])
 def test_two_inputs_of_different_shapes_are_fed_by_a_farm(window):
     def inputs():
@@ -1124,6 +1129,7 @@ def test_two_inputs_of_different_shapes_are_fed_by_a_farm(window):
     assert agent.nb_updates > 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 3])
 def test_a_whitening_processor_learns_its_statistics_from_all_environments(slots):
     processor = WhiteningNormalizerProcessor()

@@ -86,6 +86,7 @@ def test_a_pool_gets_every_bit_of_each_slots_own_observation(kind, slots):
             assert_same(obs, alone(kind, int(slot), 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_vector_env_stacks_them_and_hands_out_the_last_one_of_an_episode(kind, mode):
@@ -121,6 +122,7 @@ def test_one_remote_environment_gives_arrays_of_its_callers_own(kind):
         obs[:] = 0  # nobody else's
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_large_actions_arrive_as_they_were_sent(kind):
     slots, rng = 2, np.random.default_rng(1)
@@ -155,6 +157,7 @@ def test_a_connection_with_a_key_carries_them_signed(tmp_path, monkeypatch):
     assert max(signed) > 1 << 20
 
 
+@pytest.mark.slow
 def test_what_32_slots_of_a_megabyte_say_at_once_is_within_every_limit():
     kind = {"shape": [4 * 512, 512], "dtype": "float32"}  # of 8 workers, to spare the others' start
     with farm_here("LargeEnv", kind, 8) as address, Farmer(ENV, [(address, 8)]) as pool:

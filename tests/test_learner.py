@@ -153,6 +153,7 @@ def test_several_fits_neither_drift_nor_lose_a_step(agent, schedule):
     assert agent.nb_updates == int(0.7 * (begun + 100) + 1e-9)
 
 
+@pytest.mark.slow
 def test_one_environment_is_learnt_from_after_every_step(agent):
     agent.budget = UpdateBudget(2.0)
     updates = []
@@ -356,6 +357,7 @@ def test_ctrl_c_in_overlap_returns_the_history_and_a_further_fit_works(agent, ho
     assert 0 <= agent.budget.owed < FUSED
 
 
+@pytest.mark.slow
 def test_ctrl_c_during_a_long_update_returns_soon_and_the_next_fit_waits_for_it(agent):
     going, go_on, update = threading.Event(), threading.Event(), agent.update
 
@@ -417,6 +419,7 @@ def test_an_exception_in_an_update_reaches_fit_as_it_is(agent):
     assert 0 <= agent.budget.owed < FUSED  # what was owed then was paid now
 
 
+@pytest.mark.slow
 def test_nothing_learns_inside_paused(agent):
     seen = []
 

@@ -116,6 +116,7 @@ def test_it_sums_at_every_instant_while_everything_goes_wrong():
             assert ledger[bucket] > 0, ledger
 
 
+@pytest.mark.slow
 def test_steps_that_are_under_way_when_the_farmer_closes_are_abandoned():
     with farm_here("SlowEnv", slots=2) as address:
         farmer = Farmer(SLOW, [(address, 2)])

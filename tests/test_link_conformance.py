@@ -135,6 +135,7 @@ def joined(route):
         link.close()
 
 
+@pytest.mark.slow
 def test_it_tells_what_the_farm_offers_and_leases_it_once(route):
     with contextlib.closing(route.connect()) as link:
         about = link.describe()
@@ -157,6 +158,7 @@ def test_it_tells_what_the_farm_offers_and_leases_it_once(route):
         poll_until(lambda: link.describe()["free"] == 3, LIMIT, "the lease's end with its link")
 
 
+@pytest.mark.slow
 def test_each_slots_replies_come_in_the_order_of_its_commands(joined):
     joined.reset()
     asked = {slot: [] for slot in joined.slots}
@@ -170,6 +172,7 @@ def test_each_slots_replies_come_in_the_order_of_its_commands(joined):
     assert joined.lost == []
 
 
+@pytest.mark.slow
 def test_a_slow_slot_delays_no_other_and_its_late_reply_has_its_own_number(joined):
     joined.reset()
     slow, *others = joined.slots
@@ -182,6 +185,7 @@ def test_a_slow_slot_delays_no_other_and_its_late_reply_has_its_own_number(joine
     assert joined.observation(late)
 
 
+@pytest.mark.slow
 def test_without_anybody_who_fetches_replies_come_all_the_same(joined):
     joined.reset()
     asked = [joined.step(slot, 0.1) for slot in joined.slots]
@@ -189,6 +193,7 @@ def test_without_anybody_who_fetches_replies_come_all_the_same(joined):
     poll_until(lambda: set(asked) <= set(joined.answered()), LIMIT, "replies by the link's own threads")
 
 
+@pytest.mark.slow
 def test_it_stays_joined_while_nothing_is_asked(joined):
     joined.reset()
     time.sleep(3.0)  # more than any wait of one call; the lease lives 8 s without a sign
@@ -196,6 +201,7 @@ def test_it_stays_joined_while_nothing_is_asked(joined):
     assert joined.lost == []
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_a_reply_and_no_loss_of_the_farm(joined, way):
     joined.reset()
     asked = [joined.step(slot, 20.0) for slot in joined.slots]
@@ -207,6 +213,7 @@ def test_a_worker_that_dies_is_a_reply_and_no_loss_of_the_farm(joined, way):
     assert joined.lost == []
 
 
+@pytest.mark.slow
 def test_a_large_message_arrives_whole(joined):
     slot = joined.slots[0]
     asked = joined.put(slot, protocol.RESET, {"seed": 1, "options": {"much": "x" * (3 << 20)}})
@@ -214,6 +221,7 @@ def test_a_large_message_arrives_whole(joined):
     assert joined.observation(asked)
 
 
+@pytest.mark.slow
 def test_a_slot_that_is_not_in_the_lease_loses_the_link_with_its_reason(joined):
     joined.step(17)
     joined.link.begin()
@@ -221,6 +229,7 @@ def test_a_slot_that_is_not_in_the_lease_loses_the_link_with_its_reason(joined):
     assert isinstance(joined.lost[0], LeaseLost)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle_costs_no_command(joined):
     joined.reset()
     asked = [joined.step(slot, 0.5) for slot in joined.slots]
@@ -237,6 +246,7 @@ def test_ctrl_c_in_the_middle_costs_no_command(joined):
     assert joined.lost == []
 
 
+@pytest.mark.slow
 def test_after_close_nothing_comes_and_nothing_is_lost(route):
     link = route.connect()
     joined = Joined(link, 2)
@@ -249,6 +259,7 @@ def test_after_close_nothing_comes_and_nothing_is_lost(route):
     assert (len(joined.replies), joined.lost) == (count, [])
 
 
+@pytest.mark.slow
 def test_a_broken_connection_is_replaced_and_no_step_is_made_twice(joined, way):
     if way.proxy is None:
         pytest.skip("a farm in this process has no connection that could break")
@@ -271,6 +282,7 @@ def test_a_broken_connection_is_replaced_and_no_step_is_made_twice(joined, way):
     assert joined.lost == []
 
 
+@pytest.mark.slow
 def test_a_farm_that_freezes_is_lost_with_a_reason(joined, way):
     if way.freeze is None:
         pytest.skip("a farm in this process freezes with its host")
@@ -282,6 +294,7 @@ def test_a_farm_that_freezes_is_lost_with_a_reason(joined, way):
     assert len(joined.lost) == 1
 
 
+@pytest.mark.slow
 def test_a_farm_that_is_gone_is_told_once(joined, way, route):
     joined.reset()
     asked = joined.step(joined.slots[0], 5.0)
@@ -295,6 +308,7 @@ def test_a_farm_that_is_gone_is_told_once(joined, way, route):
     assert asked not in joined.answered()
 
 
+@pytest.mark.slow
 def test_where_no_farm_is_connecting_says_so(way):
     if way.proxy is None:
         route = route_to(load_farmlist([("local:", 1)])[0], "environments:Missing", None)

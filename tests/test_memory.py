@@ -138,6 +138,7 @@ def bits(memory):
     return {name: (x.dtype, x.shape, x.tobytes()) for name, x in memory.columns(numbers).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "interval"), [(PLAIN, 1), (PLAIN, 3), (NESTED, 1.5)])
 @pytest.mark.parametrize("window_length", [1, 2, 3, 4])
 @pytest.mark.parametrize("limit", [2, 3, 7, 64, 1000])

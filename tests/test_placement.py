@@ -84,18 +84,21 @@ def test_a_few_episodes_are_played_by_the_fast_farm(speeds, both):
     assert seen.farms == [speeds[1]] * 5, "its third one begins there later and still ends first"
 
 
+@pytest.mark.slow
 def test_evaluation_episodes_are_played_by_the_fast_farm(speeds, both):
     seen, agent = Places(), linear_agent(schedule="overlap", **NEVER)
     agent.test(both, nb_episodes=2, visualize=False, verbose=0, callbacks=[seen])
     assert seen.farms == [speeds[1]] * 2
 
 
+@pytest.mark.slow
 def test_under_sync_the_first_slots_play_whatever_their_speed(both):
     seen = Places()
     Recorder().fit(both, nb_steps=None, nb_episodes=2, verbose=0, callbacks=[seen])
     assert sorted(seen.slots) == [0, 1]
 
 
+@pytest.mark.slow
 def test_with_many_episodes_every_slot_plays_and_every_result_is_taken(speeds, both):
     seen, agent = Places(), linear_agent(schedule="overlap", **NEVER)
     before = both.status()["ledger"]["done"]
@@ -106,6 +109,7 @@ def test_with_many_episodes_every_slot_plays_and_every_result_is_taken(speeds, b
     assert ledger["done"] == ledger["sent"] == before + 20 * LENGTH
 
 
+@pytest.mark.slow
 def test_vacant_slots_come_the_fastest_first_where_a_number_is_given(both):
     assert both.vacant() == [0, 1, 2, 3]
     assert sorted(both.vacant(2)) == [2, 3]
@@ -114,6 +118,7 @@ def test_vacant_slots_come_the_fastest_first_where_a_number_is_given(both):
     assert both.vacant(0) == []
 
 
+@pytest.mark.slow
 def test_the_status_tells_how_fast_farms_and_slots_are(speeds, both):
     slow, fast = both.status()["farms"]
     assert [slow["farm"], fast["farm"]] == speeds
@@ -121,6 +126,7 @@ def test_the_status_tells_how_fast_farms_and_slots_are(speeds, both):
     assert max(place["step_s"] for place in fast["places"]) < min(place["step_s"] for place in slow["places"])
 
 
+@pytest.mark.slow
 def test_fewer_environments_than_slots_are_made_on_the_farm_that_has_been_fast():
     with two_farms() as addresses:
         farmlist = [(address, 2) for address in addresses]
@@ -205,6 +211,7 @@ class Hanging(Recorder):
         return np.array([[0.75 if hang and slot == 0 else 0.0] for slot in slots], np.float32)
 
 
+@pytest.mark.slow
 def test_a_slot_that_was_left_out_plays_when_the_faster_one_hangs():
     with (
         farm_here("HangingEnv", {"length": 5}, slots=2) as address,
@@ -282,6 +289,7 @@ def test_a_limit_of_this_side_on_the_very_step_that_ends_the_episode_leaves_its_
             assert observations.tolist() == [[episode, 0, 0]]
 
 
+@pytest.mark.slow
 def test_a_slot_that_is_let_go_of_at_its_end_is_not_reset_again(caplog, tmp_path):
     farmlist = tmp_path / "farmlist.py"
     with farm_here("CountingEnv", {"length": 2}, slots=2) as address, contextlib.ExitStack() as stack:
@@ -338,6 +346,7 @@ def gated(tmp_path, num_envs, ahead, mode, stack, timeout=20.0):
     return address, envs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [NEXT, SAME])
 def test_a_reset_that_takes_for_ever_costs_nothing_while_an_episode_waits_ahead(mode, tmp_path):
     with contextlib.ExitStack() as stack:
@@ -361,6 +370,7 @@ def test_a_reset_that_takes_for_ever_costs_nothing_while_an_episode_waits_ahead(
         assert envs.recv(1, timeout=20.0).observations.tolist() == [[2, 0, 0]]
 
 
+@pytest.mark.slow
 def test_rows_stay_with_their_slot_whatever_place_it_goes_on_in():
     kwargs = {"length": 4, "reset_takes": 0.02, "limit": 1.0}
     with (
@@ -422,6 +432,7 @@ def test_with_an_episode_ahead_a_barrier_does_not_wait_for_a_farm_that_is_gone()
             assert envs.step(np.zeros((1, 1), np.float32))[0].tolist() == [[1, step, 0]]
 
 
+@pytest.mark.slow
 def test_a_place_ahead_that_is_slow_is_not_taken_for_a_fast_one(speeds, monkeypatch):
     monkeypatch.setattr(Farmer, "commands_type", Watched)
     with farmer.make_vec(STEADY, 2, [(speeds[1], 2), (speeds[0], 2)], ahead=2) as envs:

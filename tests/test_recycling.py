@@ -248,6 +248,7 @@ def test_a_cap_below_what_a_worker_needs_is_refused_at_the_start():
 # Spares.
 
 
+@pytest.mark.slow
 def test_a_spare_takes_the_place_of_a_worker_that_dies_without_a_construction():
     with supervised("HangingEnv", kwargs={"takes": 0.3}, slots=2, spares=1) as supervisor:
         holder = Holder(supervisor, 2)
@@ -352,6 +353,7 @@ def test_a_slot_whose_worker_cannot_be_built_waits_longer_each_time_and_comes_ba
         holder.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["reset", 1])
 def test_a_worker_that_dies_at_each_command_is_quarantined_with_spares_at_hand(at):
     with supervised("DyingEnv", kwargs={"at": at}, slots=2, spares=1) as supervisor:
@@ -401,6 +403,7 @@ def release(farm, slot):
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_slot_of_a_running_farm_is_released_by_hand():
     with running_farm("environments:SlowEnv", slots=2) as farm:
         before = farm.workers()
@@ -449,6 +452,7 @@ def test_releases_by_hand_are_no_failures():
             wait_until_idle(supervisor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "request_", [b"", b"junk", b"[]", b"{}", b'{"stop": 1}', b'{"release": [1]}', b'{"release": "0"}']
 )

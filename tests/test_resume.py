@@ -75,6 +75,7 @@ def test_a_loaded_agent_is_the_saved_one_to_the_bit(saved, tmp_path):
     assert_same(before, loaded)
 
 
+@pytest.mark.slow
 def test_n_steps_a_save_a_load_and_n_steps_are_two_times_n_steps(saved):
     name, folder, wanted = saved
     agent = fresh(name)

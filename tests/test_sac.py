@@ -5,6 +5,7 @@ What both agents have in common is tried with both.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import gymnasium
@@ -124,6 +125,7 @@ def test_an_agent_that_is_not_compiled_is_refused():
 BOUNDS = [([0.0], [1.0]), ([-2.0], [2.0]), ([-0.5, 2.0, -7.0], [0.25, 3.0, -1.0])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AGENTS)
 @pytest.mark.parametrize(("low", "high"), BOUNDS)
 def test_an_actor_at_its_ends_reaches_exactly_the_bounds_of_each_component(name, low, high):
@@ -207,6 +209,7 @@ def test_a_log_deviation_beyond_its_bounds_is_clipped_in_acting():
     assert 0.6 < np.mean(np.abs(drawn) > 0.99) < 0.75  # P(|7.39 n| > 2.65) is 0.72
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AGENTS)
 def test_test_is_deterministic_and_changes_nothing(name):
     agent = AGENTS[name]()
@@ -326,8 +329,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize(("optimizer", "name"), list(zip(OPTIMIZERS, itertools.cycle(AGENTS), strict=False)))
 def test_any_optimizer_of_keras_learns(name, optimizer):
     agent = fill(AGENTS[name](optimizer=OPTIMIZERS[optimizer]()))
     before = weights_of(agent.networks.values())
@@ -415,9 +417,11 @@ KINDS = {
 
 
 @pytest.mark.slow  # each of them compiles networks of its own
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", AGENTS)
-@pytest.mark.parametrize("slots", [1, 2])
+# With one environment and with two in turn, so that both agents and every kind meet both.
+@pytest.mark.parametrize(
+    ("kind", "name", "slots"),
+    [(kind, name, 1 + (k + a) % 2) for k, kind in enumerate(KINDS) for a, name in enumerate(AGENTS)],
+)
 def test_networks_of_every_kind_are_learnt_with(name, kind, slots):
     models, make, window = KINDS[kind](name)
     memory = ReplayMemory(200, window, seed=1)
@@ -535,6 +539,7 @@ def test_statistics_that_were_loaded_are_saved_again_before_any_environment_was_
             np.testing.assert_array_equal(first[key], second[key])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", ["actor", "critic", "critic2"])
 def test_a_missing_file_of_weights_is_told_and_changes_nothing(gone, tmp_path):
     agent = sac()

@@ -63,6 +63,7 @@ def test_no_check_is_left_out():
     assert {line[4:].split("(")[0] for line in source.splitlines() if line.startswith("def check_")} == set(CHECKS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKS)
 def test_stable_baselines3(found, name):
     assert found[name] is None, found[name]

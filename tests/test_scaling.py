@@ -144,6 +144,7 @@ def test_real_numbers_without_narrow_bounds_are_wide(space, wide):
     assert is_wide(space) is wide
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AGENTS)
 @pytest.mark.parametrize(
     ("bound", "asked", "processor", "on"),
@@ -204,6 +205,7 @@ def test_parts_of_a_dict_have_statistics_of_their_own_in_the_order_of_the_networ
     np.testing.assert_allclose(agent.norm.mean[1], shown[:, :2].mean(0), rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 2])
 def test_statistics_are_frozen_in_a_test(slots):
     agent = ddpg()
@@ -214,6 +216,7 @@ def test_statistics_are_frozen_in_a_test(slots):
         np.testing.assert_array_equal(array, before[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_replay_holds_observations_raw():
     env = Wander()
     agent = ddpg()

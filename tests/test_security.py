@@ -173,6 +173,7 @@ def test_a_header_that_announces_too_much_is_refused_at_once_without_memory(farm
     assert farm.describe()["free"] == 2
 
 
+@pytest.mark.slow
 def test_silent_and_slow_ones_stop_nobody_and_are_sent_away(monkeypatch):
     monkeypatch.setattr(admission, "PROOF_LIMIT", 3.0)
     with farm_here("CountingEnv", {"length": 10**6}, key=KEY) as address, opened(address) as line:
@@ -197,6 +198,7 @@ def exchanged(line, lease, seq, kind, body):
     return replies[0][2]
 
 
+@pytest.mark.slow
 def test_one_who_sends_a_byte_now_and_then_has_no_more_time_than_others(monkeypatch):
     monkeypatch.setattr(admission, "PROOF_LIMIT", 0.5)
     with (
@@ -328,6 +330,7 @@ def test_only_the_verbs_can_be_called(open_farm, method):
             proxy._pyroInvoke(method, ("x",), {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["farm", "open_farm"])
 def test_fuzzed_frames_crash_nothing_and_do_nothing(which, farm, open_farm):
     target = {"farm": farm, "open_farm": open_farm}[which]

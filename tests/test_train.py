@@ -417,6 +417,7 @@ with Unattended() as ended:
     assert said.endswith("train.py: ended without a save\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "module"), [("train.py", "tensorflow"), ("farm.py", "Pyro4")])
 def test_ctrl_c_during_the_imports_is_one_line_and_code_130(tmp_path, script, module):
     (tmp_path / (module + ".py")).write_text(
@@ -465,6 +466,7 @@ def main(tmp_path, monkeypatch, capsys):
     return call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("farmlist", "arguments", "told"),
     [
@@ -516,6 +518,7 @@ def test_an_unknown_agent_is_refused_before_a_farm_is_started(main, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_an_environment_that_no_farm_offers_is_refused_with_what_there_is(main, tmp_path):
     with running_farm("Pendulum-v1", slots=1) as farm:
         (tmp_path / "farmlist.py").write_text(f"farmlist_base = [({farm.address!r}, 1)]\n")
@@ -533,6 +536,7 @@ def test_more_slots_than_a_farm_offers_are_refused(main, tmp_path):
     assert "offers 1" in said
 
 
+@pytest.mark.slow
 def test_discrete_actions_are_refused_in_words_and_the_local_farm_ends(main):
     code, said = main("--env", "CartPole-v1", "--slots", "1")
     assert code == 2
@@ -613,6 +617,7 @@ def test_a_training_that_begins_anew_where_saves_are_says_so_at_its_start(main, 
     assert "holds an earlier" not in main.shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "saved"), [("checkpoint", False), ("returns.png", True), ("metrics.jsonl", True)], ids=lambda x: str(x)
 )

@@ -414,6 +414,7 @@ def standardised(x, episodes):
     return np.clip((x - seen.mean(0)) / np.sqrt(seen.var(0) + 1e-8), -10, 10)
 
 
+@pytest.mark.slow
 def test_a_compiled_update_from_replay_has_numpys_loss(learning):
     name, agent, episodes = learning
     shaken(agent)
@@ -445,6 +446,7 @@ def noise_of(agent, count):
     return rng.standard_normal((count, 2, agent.batch_size, agent.nb_actions), np.float32)
 
 
+@pytest.mark.slow
 def test_fused_updates_are_single_ones_by_the_named_functions(learning):
     """The compiled loop of K updates is K times update_critic, update_actor, update_temperature, update_targets."""
     name, agent, _ = learning

@@ -121,6 +121,7 @@ def still(envs):
 # What a VectorEnv is.
 
 
+@pytest.mark.slow
 def test_the_attributes_are_those_of_gymnasiums_own(known, open_known):
     name = known[1]
     ours, theirs = open_known(), SyncVectorEnv([local(name)] * 3)
@@ -165,6 +166,7 @@ def test_observations_and_sampled_actions_are_elements_of_the_spaces(open_known)
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_every_value_is_that_of_a_sync_vector_env(known, open_known, mode):
     theirs = SyncVectorEnv([local(known[1])] * 3, autoreset_mode=mode)
@@ -175,6 +177,7 @@ def test_every_value_is_that_of_a_sync_vector_env(known, open_known, mode):
     assert_alike(expected, ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_a_time_limit_of_this_side_is_that_of_gymnasiums_wrapper(known, open_known, mode):
     make = lambda: gymnasium.wrappers.TimeLimit(local(known[1])(), 3)  # noqa: E731
@@ -396,6 +399,7 @@ def test_attributes_of_the_environments_are_those_that_the_host_knows(open_share
 # Wrappers.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [NEXT, SAME])
 def test_episode_statistics_are_those_of_a_sync_vector_env(known, open_known, mode):
     collected = []
@@ -425,6 +429,7 @@ def test_episode_statistics_follow_a_mask(open_shared):
     assert list(envs.return_queue) == [15, 15, 15]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*precision lowered by casting:UserWarning")
 @pytest.mark.parametrize(
     "wrap",
@@ -467,6 +472,7 @@ def lost_at(value, mode, open_envs):
     return envs, lost, envs.step(actions(0.125, 0.125, 0.125))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [NEXT, DISABLED])
 @pytest.mark.parametrize(("value", "text"), [(0.75, "asked to raise in step"), (1.0, "exited with code 9")])
 def test_a_lost_episode_is_truncated_at_its_last_good_observation(open_envs, mode, value, text):
@@ -495,6 +501,7 @@ def test_a_lost_episode_same_step_has_its_next_one_begun(open_envs):
     np.testing.assert_array_equal(after[0], [[1, 3, 0.125], [1, 1, 0.125], [1, 3, 0.125]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_a_worker_killed_between_two_steps_is_told_at_the_next(farm, open_envs, mode):
     envs = open_envs(mode)
@@ -618,6 +625,7 @@ def test_a_result_that_was_in_before_its_farm_was_lost_is_given_first():
 # Whoever is ready.
 
 
+@pytest.mark.slow
 def test_a_straggler_holds_nobody_up(open_slow):
     envs = open_slow()
     envs.reset()
@@ -650,6 +658,7 @@ def test_what_is_ready_is_a_batch_of_that_many(open_envs):
     assert envs.step(still(envs))[0][:, :2].tolist() == [[2, 0], [1, 1], [2, 1]]
 
 
+@pytest.mark.slow
 def test_send_and_recv_say_what_is_wrong(open_slow):
     envs = open_slow()
     envs.reset()
@@ -669,6 +678,7 @@ def test_send_and_recv_say_what_is_wrong(open_slow):
     assert envs.recv().slots.tolist() == [1]
 
 
+@pytest.mark.slow
 def test_a_late_result_stays_with_its_own_step(open_slow):
     envs = open_slow()
     envs.reset()
@@ -684,6 +694,7 @@ def test_a_late_result_stays_with_its_own_step(open_slow):
     assert ledger["sent"] == 6
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle_of_a_step_leaves_it_usable(open_slow):
     envs = open_slow()
     envs.reset()
@@ -714,6 +725,7 @@ def test_more_than_are_free_are_refused_and_none_is_taken(open_shared):
         open_shared(num_envs=0)
 
 
+@pytest.mark.slow
 def test_it_works_over_two_farms(farm):
     with running_farm(COUNTING, slots=2) as other:
         farms = [(farm, 3), (other.address, 2)]
@@ -724,6 +736,7 @@ def test_it_works_over_two_farms(farm):
                 np.testing.assert_array_equal(observations[:, 1], [step % 6] * 5)
 
 
+@pytest.mark.slow
 def test_gymnasiums_own_vector_envs_work_over_remote_environments(shared):
     make = lambda: gymnasium.make("farm/environments.RaisingEnv", farmlist=[(shared, 1)])  # noqa: E731
     envs = SyncVectorEnv([make, make])

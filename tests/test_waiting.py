@@ -41,6 +41,7 @@ def step_all(holder, sleeps, number, together=4):
     return sorted(reply[0] for reply in replies), time.monotonic() - began
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("straggler", range(4))
 def test_a_straggler_delays_nobody_wherever_it_sits(holder, straggler):
     sleeps = [LATE if slot == straggler else 0.0 for slot in range(4)]
@@ -78,6 +79,7 @@ def test_a_worker_that_dies_while_it_is_waited_for_is_told_soon(holder):
     assert answers[number][2] == protocol.LOST
 
 
+@pytest.mark.slow
 def test_a_lease_that_ends_while_it_waits_ends_the_wait(holder):
     timer = threading.Timer(0.2, holder.release)
     timer.start()

@@ -176,6 +176,7 @@ def test_what_cannot_be_sent_in_an_info_is_named_in_its_place(face):
 # ---- how long it took ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", interpreters.VERSIONS)
 def test_the_seconds_of_a_step_are_those_of_the_environment_and_of_all_its_repeats(face, version):
     worker = face("SlowEnv", interpreters.python_with_numpy(version), reset_takes=0.125)
@@ -298,6 +299,7 @@ def test_modules_of_the_user_named_like_ours_are_the_users(start, tmp_path, vers
 PYTHONS = pytest.mark.parametrize("version", ["2.7", "3.6", "3.13"])
 
 
+@pytest.mark.slow
 @PYTHONS
 def test_the_worker_ends_with_its_pipe_even_in_the_middle_of_a_step(version):
     worker = WorkerFace("SlowEnv", {}, interpreters.python_with_numpy(version)).worker
@@ -347,6 +349,7 @@ def test_prints_go_to_the_log_and_a_child_inherits_no_pipe(start, tmp_path, vers
         assert line in log
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_idle_uses_no_time(face):
     worker = face()
     worker.reset()
