@@ -712,7 +712,7 @@ def test_an_action_for_a_slot_that_was_lost_since_the_last_recv_goes_nowhere_and
         farmer.reset([0, 1])
         farmer.recv(min_ready=2)
         farm.kill()
-        poll_until(lambda: len(farmer._rows) == 2, 30, "the host to notice")
+        poll_until(lambda: farmer.nb_ready == 2, 30, "the host to notice")
         before = farmer.status()["farms"][0]["ledger"]["sent"]
         farmer.send([[0.0], [0.0]], [0, 1])
         batch = farmer.recv(min_ready=2)
