@@ -277,6 +277,7 @@ def test_a_wide_address_is_refused_without_a_key(host):
         FarmDaemon(host, 0)
 
 
+@pytest.mark.slow
 def test_farm_py_refuses_a_wide_address_and_bad_keys_with_exit_code_2(key_file, monkeypatch):
     monkeypatch.delenv("FARM_KEY", raising=False)
     key_file.chmod(0o644)

@@ -333,6 +333,7 @@ def test_a_leak_is_seen_and_the_line_has_such_workers_replaced(tmp_path):
     assert args.recycle_memory > 40 * MB
 
 
+@pytest.mark.slow
 def test_an_environment_of_which_not_even_one_fits_is_told(tmp_path):
     args, said = tuned("environments:CountingEnv", tmp_path, "--seconds", "2", "--memory-free", "10M")
     assert args.slots == 1
@@ -408,6 +409,7 @@ def test_ctrl_c_in_the_middle_ends_every_worker(number, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["in C", "stopped"])
 def test_ctrl_c_ends_a_worker_that_hangs(how, tmp_path):
     kwargs = '{"how": "%s"}' % how

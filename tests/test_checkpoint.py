@@ -315,6 +315,7 @@ def two_saves(folder):
     return {"manifest": newest / "manifest.json", "arrays": newest / "arrays.npz", "segment": segment}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["manifest", "arrays", "segment"])
 @pytest.mark.parametrize("how", DAMAGES)
 def test_a_damaged_save_is_passed_over_and_the_log_says_so(tmp_path, caplog, what, how):
@@ -333,6 +334,7 @@ def test_a_damaged_save_is_passed_over_and_the_log_says_so(tmp_path, caplog, wha
     assert loaded(tmp_path)[1] == "save-000003"
 
 
+@pytest.mark.slow
 def test_no_single_flipped_bit_goes_unseen(tmp_path, no_syncing):
     rng = np.random.default_rng(0)
     for path in two_saves(tmp_path).values():

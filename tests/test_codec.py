@@ -72,6 +72,7 @@ def same(left, right):
     return left == right
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(VALUES)
 def test_every_value_comes_back_the_same(value):

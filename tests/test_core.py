@@ -429,6 +429,7 @@ class LeavingPool(LosingPool):
         return dataclasses.replace(batch, **doubled)
 
 
+@pytest.mark.slow
 @EITHER_SCHEDULE
 @pytest.mark.parametrize("slots", [1, 3])
 def test_a_slot_that_is_lost_right_after_its_answer_keeps_that_transition_and_gets_no_action(slots, schedule):
@@ -558,6 +559,7 @@ def test_ctrl_c_returns_the_history_and_a_further_fit_works(slots, where, learns
     assert (agent.nb_updates > 0) == learns
 
 
+@pytest.mark.slow
 @EITHER_SCHEDULE
 def test_an_error_in_the_environment_comes_through_and_closes_the_streams(schedule):
     class Breaks(Counter):
@@ -847,6 +849,7 @@ def test_a_memory_that_can_never_hold_a_batch_is_told_before_training(memory, mo
     assert len(store_of(memory, 1)) == most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [SequentialMemory(11, window_length=1), ReplayMemory(10)])
 def test_a_memory_that_just_holds_a_batch_is_learnt_from_without_a_warning(memory):
     agent = linear_agent(memory=memory, **dict(SOON, batch_size=8))

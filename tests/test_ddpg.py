@@ -416,6 +416,7 @@ def test_batch_norm_dropout_and_weight_penalties_are_learnt_with(count):
     assert_equal(agent.act(state, [0]), agent.act(state, [0]))  # no dropout while acting
 
 
+@pytest.mark.slow
 def test_a_window_of_three_observations_is_learnt_from():
     agent = linear_agent(window_length=3, batch_size=8)
     assert_learns(filled(agent), 2)
@@ -507,6 +508,7 @@ def test_a_memory_of_another_kind_and_a_negative_target_update_are_refused():
         DDPGAgent(1, **models, critic_action_input=action, memory=ReplayMemory(10), target_model_update=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [make_ddpg, make_sac])
 @pytest.mark.parametrize(
     ("setting", "words"),

@@ -228,6 +228,7 @@ def test_the_time_of_a_former_holders_step_is_not_the_next_ones():
         assert supervisor.status()[0]["ledger"]["abandoned"] == 1
 
 
+@pytest.mark.slow
 def test_a_step_that_nobody_waits_for_any_more_is_ended_too():
     with supervised("HangingEnv", step=0.5) as supervisor:
         former = Holder(supervisor)

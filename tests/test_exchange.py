@@ -86,6 +86,7 @@ def whoever_is_ready(farmer, slots, batches):
     return seen
 
 
+@pytest.mark.slow
 def test_a_caller_who_sends_and_receives_makes_the_calls_itself(farm, readers):
     with Farmer(COUNTING, [(farm.address, 4)]) as farmer:
         slots = started(farmer)
@@ -95,6 +96,7 @@ def test_a_caller_who_sends_and_receives_makes_the_calls_itself(farm, readers):
     assert readers["MainThread"] > 0.5 * sum(readers.values()), readers
 
 
+@pytest.mark.slow
 def test_so_it_does_with_two_farms(farm, readers):
     with (
         running_farm(COUNTING, slots=2, kwargs={"length": LENGTH}) as other,
@@ -288,6 +290,7 @@ def test_a_caller_that_was_held_up_does_not_let_go_of_what_a_thread_holds_now(sl
         assert sorted(farmer.recv(min_ready=4).slot.tolist()) == slots
 
 
+@pytest.mark.slow
 def test_a_farm_that_has_forgotten_the_lease_is_told_by_the_caller_too(farm, exchanges):
     with Farmer(COUNTING, [(farm.address, 4)]) as farmer:
         slots = started(farmer)

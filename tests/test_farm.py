@@ -65,6 +65,7 @@ def busy_slot(farm, env, seconds):
 # Bad input: exit code 2, what is wrong, what to do, and (by the fixture of conftest) no process left.
 
 
+@pytest.mark.slow
 def test_an_unknown_environment_is_refused_with_close_names(tmp_path):
     text = refused(tmp_path, "Pendulum-v11", "--port", "0")
     assert "Pendulum-v11" in text
@@ -151,6 +152,7 @@ def test_a_busy_port_is_refused_with_its_number(tmp_path):
     assert "--port" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "slave.invalid"])
 def test_an_address_that_others_can_reach_is_refused(tmp_path, host):
     text = refused(tmp_path, COUNTING, "--port", "0", "--host", host)
@@ -164,6 +166,7 @@ def test_a_python_that_does_not_exist_is_refused(tmp_path):
     assert "does not start" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -202,6 +205,7 @@ def test_a_wrong_flag_is_refused_with_its_value(tmp_path, args, words):
     assert words in refused(tmp_path, COUNTING, *(() if "--port" in args else ("--port", "0")), *args)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Pendulum v1", "environments:", ":CountingEnv", ""])
 def test_what_names_no_environment_is_refused(tmp_path, name):
     assert "%r names no environment" % name in refused(tmp_path, name, "--port", "0")
@@ -230,6 +234,7 @@ def test_one_environment_that_can_not_be_built_stops_the_farm_that_offers_two(tm
 # What it offers.
 
 
+@pytest.mark.slow
 def test_the_line_for_farmlist_py_is_one_that_loads(tmp_path):
     with running_farm(COUNTING, slots=2) as farm:
         line = next(line for line in farm.said().splitlines() if "farmlist_base" in line)
@@ -240,6 +245,7 @@ def test_the_line_for_farmlist_py_is_one_that_loads(tmp_path):
         assert "observation box (3,), action box (1,)" in farm.said()
 
 
+@pytest.mark.slow
 def test_keyword_arguments_and_prints_go_where_they_should(tmp_path):
     env = "environments:PrintingEnv"
     with running_farm(env, slots=1, kwargs={"length": 2}, log_dir=tmp_path / "logs") as farm:
@@ -257,6 +263,7 @@ def test_keyword_arguments_and_prints_go_where_they_should(tmp_path):
         assert "simulator" not in farm.said()
 
 
+@pytest.mark.slow
 def test_two_environments_share_a_farm_and_a_slot_changes_from_one_to_the_other():
     with running_farm(COUNTING, SLOW, slots=2) as farm:
         assert sorted(farm.describe()["envs"]) == [COUNTING, SLOW]
@@ -284,6 +291,7 @@ def test_a_signal_ends_the_farm_and_its_workers_though_one_is_in_a_long_step(num
         assert "Traceback" not in farm.log()
 
 
+@pytest.mark.slow
 def test_a_farm_whose_workers_are_idle_ends_at_once_and_lets_them_close(tmp_path):
     log = tmp_path / "closed.txt"
     patient = tmp_path / "farm.py"  # its workers would have a minute for closing
@@ -327,6 +335,7 @@ def test_a_second_signal_does_not_break_off_the_end():
         assert "Traceback" not in farm.log()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("busy", [False, True])
 def test_no_worker_outlives_a_farm_that_is_killed(busy):
     with running_farm(SLOW, slots=2) as farm, contextlib.ExitStack() as stack:
@@ -338,6 +347,7 @@ def test_no_worker_outlives_a_farm_that_is_killed(busy):
         poll_until(lambda: all(is_gone(pid) for pid in workers), 30, "the workers' end")
 
 
+@pytest.mark.slow
 def test_a_farm_that_another_program_starts_ends_with_its_standard_input():
     with running_farm(COUNTING, slots=1, extra=["--until-eof"], stdin=subprocess.PIPE) as farm:
         workers = workers_of(farm.pid)
@@ -346,6 +356,7 @@ def test_a_farm_that_another_program_starts_ends_with_its_standard_input():
         assert all(is_gone(pid) for pid in workers)
 
 
+@pytest.mark.slow
 def test_a_farm_of_another_program_ends_by_a_signal_too():
     with running_farm(COUNTING, slots=1, extra=["--until-eof"], stdin=subprocess.PIPE) as farm:
         farm.signal(signal.SIGTERM)
@@ -368,6 +379,7 @@ def test_a_killed_worker_is_replaced_and_its_death_is_told():
         assert farm.describe()["free"] == 2
 
 
+@pytest.mark.slow
 def test_a_worker_dies_with_all_that_it_started(tmp_path):
     (tmp_path / "parent.py").write_text(
         "import subprocess\n"
@@ -388,6 +400,7 @@ def test_a_worker_dies_with_all_that_it_started(tmp_path):
     assert all(is_gone(pid) for pid in left)
 
 
+@pytest.mark.slow
 def test_leases_that_come_and_go_leave_no_open_files_at_the_farm():
     with running_farm(COUNTING, slots=1) as farm:
         for _ in range(3):

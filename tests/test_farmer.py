@@ -107,6 +107,7 @@ def actions(n, value=0.5):
 # The pool's verbs.
 
 
+@pytest.mark.slow
 def test_a_batch_has_the_documented_arrays(farm):
     with Farmer(COUNTING, [(farm.address, 4)]) as farmer:
         farmer.reset([0, 1, 2], seeds=[7, 8, 9], options={"level": 1})
@@ -207,6 +208,7 @@ def test_none_given_for_a_seed_stays_none_in_the_environment(farm):
         assert env.reset(seed=7)[1]["seed"] == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factory", ["OldGymEnv", "SeedlessEnv"])
 def test_an_environment_whose_reset_takes_no_seed_works_with_the_seeds_that_a_farmer_draws(factory):
     with farm_here(factory) as address, Farmer("environments:" + factory, [(address, 1)]) as farmer:
@@ -389,6 +391,7 @@ def test_a_worker_killed_in_a_step_loses_that_step_only_and_is_replaced():
         assert (total["sent"], total["done"], total["crashed"]) == (4, 3, 1)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_between_steps_costs_the_next_step():
     with running_farm(COUNTING, slots=1) as farm, Farmer(COUNTING, [(farm.address, 1)]) as farmer:
         started(farmer)
@@ -403,6 +406,7 @@ def test_a_worker_that_is_killed_between_steps_costs_the_next_step():
         assert assert_ledgers_sum(farmer)["crashed"] == 1
 
 
+@pytest.mark.slow
 def test_an_environment_that_raises_is_a_lost_row_with_the_far_traceback():
     with running_farm(RAISING, slots=1) as farm:
         with Farmer(RAISING, [(farm.address, 1)]) as farmer:
@@ -428,6 +432,7 @@ def test_an_environment_that_raises_is_a_lost_row_with_the_far_traceback():
             env.close()
 
 
+@pytest.mark.slow
 def test_a_worker_that_leaves_in_a_step_is_told_with_its_exit_code():
     with running_farm(RAISING, slots=1) as farm, Farmer(RAISING, [(farm.address, 1)]) as farmer:
         started(farmer)
@@ -630,6 +635,7 @@ def listening(answer):
             thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer", [b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n" + b"x" * 100, b"SSH-2.0-x\r\n", b""]
 )
@@ -642,12 +648,14 @@ def test_what_is_no_farm_is_told_and_a_farm_beside_it_is_used(farm, answer):
             assert farmer.nb_slots == 4
 
 
+@pytest.mark.slow
 def test_a_server_that_says_nothing_is_given_up_after_a_limit(monkeypatch):
     monkeypatch.setattr(proxy_module, "CONNECT_LIMIT", 0.5)
     with listening(None) as address, pytest.raises(FarmUnreachable, match="hangs"):
         Farmer(COUNTING, [(address, 1)])
 
 
+@pytest.mark.slow
 def test_a_farm_of_another_protocol_version_is_refused(tmp_path, farm):
     ours = protocol.VERSION
     script = tmp_path / "other_farm.py"

@@ -65,6 +65,7 @@ def test_a_limit_of_no_steps_is_none():
     assert_alike("test", Script(lengths=(9, 5)), nb_episodes=2, nb_max_episode_steps=0, verbose=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verbose", [0, 1, 2])
 @pytest.mark.parametrize("nb_max_episode_steps", [None, 3])
 @pytest.mark.parametrize("start", [None, "random", "policy"])
@@ -471,6 +472,7 @@ def test_warm_ups_hold_each_network_back_for_themselves(critic, actor):
     assert first == {"critic": max(critic + 1, 5), "actor": max(actor + 1, 5)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval", [1, 3])
 def test_train_interval_is_the_steps_of_an_update(interval):
     agent = linear_agent(
@@ -491,12 +493,14 @@ def test_memory_interval_is_the_steps_of_a_stored_one(interval):
     assert len(agent.memory) == 40 // interval
 
 
+@pytest.mark.slow
 def test_delta_clip_makes_the_loss_linear_beyond_it():
     error = 2 + 0.99 * 4
     assert first_loss() == pytest.approx(0.5 * error**2, rel=1e-5)
     assert first_loss(delta_clip=1.0) == pytest.approx(error - 0.5, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*delta_range")
 def test_delta_range_is_delta_clips_former_name():
     assert first_loss(delta_range=(-1.0, 1.0)) == first_loss(delta_clip=1.0)
@@ -618,6 +622,7 @@ class Halves(rl.core.Processor):
         return reward / 2
 
 
+@pytest.mark.slow
 def test_processor_stands_between_agent_and_environment():
     processor = Halves()
     memory = SequentialMemory(99, window_length=1)
@@ -1074,6 +1079,7 @@ class Listed(OldCounter):
         return obs.tolist(), *rest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spaces", [True, False])
 def test_observations_may_be_plain_lists(spaces):
     memory = SequentialMemory(99, window_length=2)

@@ -109,6 +109,7 @@ def test_a_vector_env_stacks_them_and_hands_out_the_last_one_of_an_episode(kind,
         assert_same(obs, np.stack([alone(kind, 0, 0)] * slots))  # the next episode has no seed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_remote_environment_gives_arrays_of_its_callers_own(kind):
     with farm_here("LargeEnv", kind) as address:
@@ -169,6 +170,7 @@ def test_what_32_slots_of_a_megabyte_say_at_once_is_within_every_limit():
             assert_same(obs, alone(kind, int(slot), 1))
 
 
+@pytest.mark.slow
 def test_more_than_one_message_may_carry_comes_in_several(monkeypatch):
     monkeypatch.setattr(leases, "MOST_BYTES", 5 << 19)  # two of them, and not three
     messages = []
@@ -329,6 +331,7 @@ def test_an_answer_in_pieces_is_the_one_that_msgpack_makes(seal):
     assert sealed.read(recv, seal, protocol.MAX_BODY)[-1] == whole
 
 
+@pytest.mark.slow
 def test_an_answer_is_freed_with_its_last_use_and_not_by_the_collector():
     gc.collect()
     gc.disable()

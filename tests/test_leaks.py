@@ -247,6 +247,7 @@ def test_the_descriptors_of_a_lease_are_given_back_at_once_and_not_when_the_coll
         gc.enable()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have one heap, or none of that kind")
 def test_the_threads_of_a_farm_share_one_heap(farm_maps):
     # glibc reserves 64 MB of addresses for each further heap.

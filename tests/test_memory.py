@@ -158,6 +158,7 @@ def test_every_transition_kept_is_the_one_that_a_list_of_episodes_gives(limit, w
 STEP = st.tuples(st.integers(0, 3), st.sampled_from(["step", "step", "step", "skip", "terminated", "truncated", "cut"]))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.integers(2, 12), st.integers(1, 4), st.integers(1, 5), st.lists(STEP, max_size=40))
 def test_no_interleaving_of_streams_shows_in_a_memory_smaller_than_their_episodes(limit, window, n_step, events):

@@ -38,6 +38,7 @@ def connect(farm):
     poll_until(lambda: farm.describe()["free"] == 2, 30, "free slots")
 
 
+@pytest.mark.slow
 def test_the_example_runs_against_a_farm():
     with running_farm("Pendulum-v1", slots=1) as farm:
         done = subprocess.run(

@@ -252,6 +252,7 @@ def states(address):
     return [row["state"] for row in ask_farm(address, "status")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [NEXT, SAME])
 def test_a_reset_follows_the_end_while_the_caller_is_busy_with_something_else(mode):
     with farm_here("CountingEnv", {"length": 2}) as address, farmer.make_vec(COUNTING, 1, [(address, 1)], mode) as envs:
@@ -265,6 +266,7 @@ def test_a_reset_follows_the_end_while_the_caller_is_busy_with_something_else(mo
             assert envs.step(np.zeros((1, 1), np.float32))[0].tolist() == [[2, 0, 0]]
 
 
+@pytest.mark.slow
 def test_nothing_follows_by_itself_under_disabled():
     with (
         farm_here("CountingEnv", {"length": 1}) as address,

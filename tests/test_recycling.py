@@ -139,6 +139,7 @@ def test_a_spare_is_kept_where_it_takes_a_quarter_of_what_will_be_free():
 # At the end of an episode.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limits", "reason", "times"),
     [({"recycle_resets": 2}, "resets", 3), ({"recycle_steps": 11}, "steps", 2)],  # episodes have 5 steps
@@ -154,6 +155,7 @@ def test_a_worker_is_replaced_between_two_episodes_and_nothing_is_lost(limits, r
         assert row["trouble"] is None
 
 
+@pytest.mark.slow
 def test_a_worker_that_leaks_is_replaced_between_two_episodes_and_nothing_is_lost():
     limit = 200 * MB
     with supervised("LeakingEnv", kwargs={"leak": 10}, recycle_memory=limit) as supervisor:
@@ -320,6 +322,7 @@ def test_each_environment_has_its_spare_and_a_slot_that_changes_takes_it():
         holder.reset(1)
 
 
+@pytest.mark.slow
 def test_a_farm_says_what_it_decided_about_spares():
     with running_farm(slots=1, extra=["--spares", "1"]) as farm:
         assert "1 spare worker for each environment (as --spares says)" in farm.said()
@@ -376,6 +379,7 @@ def reset_and_step(holder):
     holder.step()
 
 
+@pytest.mark.slow
 def test_a_worker_that_did_its_work_before_it_died_is_replaced_at_once():
     with supervised("DyingEnv", kwargs={"at": 12}) as supervisor:
         holder = Holder(supervisor)

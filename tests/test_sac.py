@@ -266,6 +266,7 @@ def big_batch(count=8):
     return [tf.constant(states)], tf.constant(action), tf.fill(count, 1e4), [tf.constant(there)], tf.fill(count, 0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AGENTS)
 @pytest.mark.parametrize("how", ["clipnorm", "global_clipnorm", "clipvalue"])
 def test_gradients_are_clipped_as_the_optimizer_was_told(name, how):
@@ -451,6 +452,7 @@ def test_batch_statistics_are_gathered_in_learning_and_used_in_acting(name):
     np.testing.assert_allclose(single[0], crowd[0], atol=1e-6)  # nobody's action depends on its neighbours
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AGENTS)
 def test_dropout_acts_in_learning_only(name):
     agent = fill(AGENTS[name](models=plain_with(lambda: keras.layers.Dropout(0.5), name)))

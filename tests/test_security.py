@@ -225,6 +225,7 @@ def test_a_crowd_at_admission_pushes_out_its_oldest_and_not_who_comes_next(monke
             socks[-1].recv(100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [KEY, None])
 def test_a_full_farm_refuses_at_once_and_goes_on_with_those_it_has(monkeypatch, key):
     monkeypatch.setattr(service, "THREADS", 4)
@@ -413,6 +414,7 @@ def test_a_farmer_trains_on_a_farm_with_a_key(farm, key_file):
     poll_until(lambda: farm.describe()["free"] == 2, 30, "free slots")
 
 
+@pytest.mark.slow
 def test_a_worker_does_not_get_the_key(tmp_path, monkeypatch):
     auth.new_key(tmp_path / "k")
     monkeypatch.setenv("FARM_KEY", (tmp_path / "k").read_text())

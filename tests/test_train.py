@@ -527,6 +527,7 @@ def test_an_environment_that_no_farm_offers_is_refused_with_what_there_is(main, 
     assert "does not offer 'Pendulum-v0', but Pendulum-v1" in said
 
 
+@pytest.mark.slow
 def test_more_slots_than_a_farm_offers_are_refused(main, tmp_path):
     with running_farm("Pendulum-v1", slots=1) as farm:
         (tmp_path / "farmlist.py").write_text(f"farmlist_base = [({farm.address!r}, 3)]\n")
@@ -543,6 +544,7 @@ def test_discrete_actions_are_refused_in_words_and_the_local_farm_ends(main):
     assert "DDPG wants a bounded Box of actions, and this environment has Discrete(2)" in said
 
 
+@pytest.mark.slow
 def test_an_environment_that_does_not_exist_is_told_in_the_farms_words(main):
     code, said = main("--env", "Pendulumm-v1", "--slots", "1")
     assert code == 2

@@ -490,6 +490,7 @@ def test_a_lost_episode_is_truncated_at_its_last_good_observation(open_envs, mod
     assert ledger["done"] == ledger["sent"] - 1
 
 
+@pytest.mark.slow
 def test_a_lost_episode_same_step_has_its_next_one_begun(open_envs):
     _, lost, after = lost_at(1.0, SAME, open_envs)
     observations, rewards, _, truncations, infos = lost
@@ -515,6 +516,7 @@ def test_a_worker_killed_between_two_steps_is_told_at_the_next(farm, open_envs, 
     assert infos["_lost"].tolist() == [False, True, False]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_in_an_episode_begun_ahead_of_time_is_lost_in_its_first_step(farm, open_envs):
     envs = open_envs(NEXT)
     envs.reset()

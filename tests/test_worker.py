@@ -206,6 +206,7 @@ def assert_took(seconds, slept):
 # ---- making the environment ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
@@ -325,6 +326,7 @@ def test_ctrl_c_is_not_the_workers(face):
     assert worker.step(action(0.5))[0][1] == 1
 
 
+@pytest.mark.slow
 @PYTHONS
 def test_prints_go_to_the_log_and_a_child_inherits_no_pipe(start, tmp_path, version):
     (tmp_path / "spy.py").write_text(
