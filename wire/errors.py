@@ -21,8 +21,8 @@ FarmError                    anything this project raises on purpose
 |-- NotOfAFarm               an attribute or a method that only the environment's own process could answer
 `-- EnvironmentFault         the environment raised, or its worker died: the far traceback is in the text
 
-StartError                   farm.py cannot offer an environment (slave's side only)
-BlackBoxError                a black box cannot be read or played again (slave's side only)
+StartError                   farm.py cannot offer an environment (on a farm machine only)
+BlackBoxError                a black box cannot be read or played again (on a farm machine only)
 """
 
 
